@@ -24,7 +24,6 @@ STATUS = ("pending", "done", "failed", "unused")
 
 FAILURES = 1000  # failures kept with their text
 FAILURE_BYTES = 8192
-PAD = "_padded"
 
 RECORD = np.dtype(
     [("task", "<i8"), ("checksum", "<u8"), ("seconds", "<f8"), ("attempts", "<u2")]
@@ -145,6 +144,8 @@ def describe(spec: Spec, returned: Any) -> Described:
     if not isinstance(returned, Mapping):
         Row(()).fill(None, returned)
     described = {str(n): to_array(str(n), value) for n, value in returned.items()}
+    if not described:
+        raise OutputError("the model returned no output at all")
     if missing := spec.outputs.keys() - described.keys():
         got = ", ".join(described) or "nothing"
         raise OutputError(
@@ -268,14 +269,14 @@ class Layout:
             for kind in output.summaries or ("final",) * (len(output.dims) <= 1):
                 yield output, kind
 
-    def datasets(self) -> Iterator[Dataset]:
-        """Yield every dataset; coordinates first, rows that are dropped later last."""
+    def datasets(self, *, slim: bool = False) -> Iterator[Dataset]:
+        """Yield every dataset; a slim file has no rows of outputs not to be kept."""
         yield from self._coordinates()
         yield from self._parameters()
         yield from self._tasks()
         yield from self._bands()
         yield from self._summaries()
-        yield from self._series()
+        yield from self._series(slim)
 
     def _coordinates(self) -> Iterator[Dataset]:
         names = [s.name for s in self.spec.scenarios]
@@ -283,6 +284,8 @@ class Layout:
         yield _coordinate("replicate", np.arange(self.spec.replicates))
         levels = np.array(self.spec.bands.levels, dtype=float)
         yield _coordinate("level", levels, long_name="quantile over replicates")
+        count = min(FAILURES, math.prod(self.by_task))
+        yield _coordinate("failure", np.arange(count))
         for dim, size in self.sizes.items():
             yield _coordinate(dim, np.arange(size))
 
@@ -374,12 +377,11 @@ class Layout:
                 scalar = Output(output.name, (), (), "<f8", units=units)
                 yield from self._statistics(path, ".bands", (), (), scalar)
 
-    def _series(self) -> Iterator[Dataset]:
+    def _series(self, slim: bool) -> Iterator[Dataset]:
         for output in self.row.outputs:
-            attributes: dict[str, Any] = {"units": output.units} if output.units else {}
-            if output.boolean:
-                attributes["dtype"] = "bool"  # xarray's own convention
-            attributes[PAD] = np.uint8(output.padded)
+            if slim and not output.keep:
+                continue
+            attributes = {"units": output.units} if output.units else {}
             yield Dataset(
                 f"/series/{output.name}",
                 ("scenario", "replicate", *output.dims),

@@ -23,7 +23,10 @@ Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
 
 INJECTED = ("rng", "seed", "shared", "scenario", "replicate")
-DIMENSIONS = ("scenario", "replicate", "level", "failure")
+RESERVED = (  # what the result file itself calls its dimensions and groups
+    *("scenario", "replicate", "level", "failure", "failures", "tasks"),
+    *("parameters", "series", "bands", "summary", "comparison"),
+)
 DEFAULT_SCENARIO = "default"
 
 _STRICT = {"extra": "forbid", "strict": True}
@@ -428,7 +431,7 @@ def _check_outputs(spec: Spec) -> Iterator[Fault]:
             yield Fault(place(section), text)
         dims = output.dims or ()
         for dim in dims:
-            if dim in DIMENSIONS or not _NAME.fullmatch(dim):
+            if dim in RESERVED or not _NAME.fullmatch(dim):
                 text = f"{dim!r} cannot name a dimension here; choose another name"
                 yield Fault(place(section, "dims"), text)
         if len(set(dims)) < len(dims):

@@ -38,7 +38,7 @@ KINDS = {
     "office": Kind(rooms=4_000, area=90.0),
     "shop": Kind(rooms=300, area=250.0),
     "restaurant": Kind(rooms=250, area=60.0),
-    "leisure": Kind(rooms=200, area=80.0),
+    "leisure": Kind(rooms=200, area=130.0),
 }
 FIRST_CLOSABLE = KINDS["classroom"].rooms + KINDS["office"].rooms
 
@@ -102,7 +102,7 @@ def draw_areas(rng: np.random.Generator) -> NDArray[np.float32]:
 
 def draw_people(rng: np.random.Generator) -> People:
     """Give every agent a role, a classroom or office, and a taste for going out."""
-    role = rng.choice(["learns", "works", "neither"], AGENTS, p=[0.2, 0.55, 0.25])
+    role = rng.choice(["learns", "works", "neither"], AGENTS, p=[0.2, 0.45, 0.35])
     learns, works = role == "learns", role == "works"
     base = np.full(AGENTS, HOME, np.int32)
     base[learns] = rooms_of("classroom", rng, learns.sum())
@@ -159,7 +159,7 @@ def plan_day(rng: np.random.Generator, people: People, *, weekend: bool) -> Ints
     def between(low: int, high: int) -> Ints:
         return rng.integers(low, high, AGENTS, dtype=np.int32, endpoint=True)
 
-    at_work = someone(0.12 if weekend else 0.92) & people.works
+    at_work = someone(0.12 if weekend else 0.80) & people.works
     at_school = (someone(0.96) & people.learns) if not weekend else np.False_
     stay(at_work, people.base, people.starts, between(7, 9))
     stay(at_work & someone(0.25), haunt("restaurant"), people.starts + 4, between(1, 1))

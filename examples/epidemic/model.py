@@ -1,6 +1,6 @@
-"""An epidemic in a town: agents infect each other where their days bring them together.
+"""An epidemic in a town: people infect each other where their days bring them together.
 
-`load` reads the town once per node; `simulate` plays one epidemic in it.
+`load` reads the town, once per node; `simulate` plays one epidemic in it.
 """
 
 from dataclasses import dataclass
@@ -11,45 +11,45 @@ import numpy as np
 from make_town import make_town
 from numpy.typing import NDArray
 
-SUSCEPTIBLE, EXPOSED, INFECTIOUS, RECOVERED = np.arange(4, dtype=np.uint8)
-NEVER = np.iinfo(np.int32).max
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
 
 LATENT_DAYS = 3.0  # mean, from infection to being infectious
 INFECTIOUS_DAYS = 5.0  # mean
-DISPERSION = 0.4  # of infectiousness between people; small means few spread most
+DISPERSION = 0.4  # of infectiousness; below 1, a few people cause most infections
 
 
 @dataclass(frozen=True)
 class Town:
     """Where everyone is, hour by hour, for a month of 28 days that repeats.
 
-    Visits are sorted by hour, then by place. Who is in none is at home.
+    Visits are sorted by hour, then by place. Who is on no visit is at home.
     """
 
-    household: NDArray[np.int32]  # (agents,)
+    household: Ints  # (agents,)
     area: NDArray[np.float32]  # (places,), in square metres
-    first_closable: int  # from this place on, an order can close them
-    agent: NDArray[np.int32]  # (visits,)
-    place: NDArray[np.int32]  # (visits,)
-    start: NDArray[np.int64]  # (hours + 1,): first visit of every hour
+    first_closable: int  # places from this one on can be closed by order
+    agent: Ints  # (visits,)
+    place: Ints  # (visits,)
+    start: NDArray[np.int64]  # (hours + 1,): the first visit of every hour
 
 
 @dataclass(frozen=True)
 class People:
-    """The course of the infection in every agent; days count from 0."""
+    """What chance holds for every agent, drawn before the epidemic begins."""
 
-    state: NDArray[np.uint8]
-    infectious_on: NDArray[np.int32]
-    recovered_on: NDArray[np.int32]
-    infectiousness: NDArray[np.float64]  # relative, with mean 1
+    resistance: Floats  # the dose that infects
+    latent: Floats  # days
+    infectious: Floats  # days
+    infectiousness: Floats  # relative, with mean 1
 
 
 def load(path: str) -> Town:
-    """Read the town from `path`, relative to this file; make it if it is not there."""
+    """Read the town from `path`, beside this file; make it if it is not there."""
     file_path = Path(__file__).parent / path
     make_town(file_path)
     with h5py.File(file_path) as file:
-        arrays = {name: file[name][:] for name in file}
+        arrays = {name: dataset[:] for name, dataset in file.items()}
         return Town(first_closable=int(file.attrs["first_closable"]), **arrays)
 
 
@@ -63,32 +63,38 @@ def simulate(
     mask: float = 0.0,
     closing_hour: int = 24,
     introduced: int = 15,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Floats]:
     """Play one epidemic and count it at the end of every day.
 
-    beta          hazard per hour from one infectious person in one square metre
-    home_beta     hazard per night from one infectious member of the household
-    mask          fraction of transmission outside the home that masks prevent
-    closing_hour  from this hour on, shops, restaurants and leisure are closed
-    introduced    agents who carry the infection into the town before day 0
+    beta          hazard of sharing one square metre with one case for one hour
+    home_beta     hazard of a night at home with one case
+    mask          share of the hazard outside the home that masks take away
+    closing_hour  hour from which shops, restaurants and leisure are closed
+    introduced    agents who are infected on day 0 by people from elsewhere
     """
-    people = healthy(shared.household.size)
-    infect(people, rng.choice(shared.household.size, introduced, replace=False), 0, rng)
-    hazard = beta * (1.0 - mask) / shared.area
+    town, agents = shared, shared.household.size
+    people = draw_people(rng, agents)
+    infected_on = np.full(agents, np.inf)
+    infected_on[rng.choice(agents, introduced, replace=False)] = 0
+    hazard = beta * (1.0 - mask) / town.area
 
+    dose = np.zeros(agents)
     new, prevalence = np.zeros(days), np.zeros(days)
     for day in range(days):
-        progress(people, day)
+        infectious_from = infected_on + people.latent
+        recovered_from = infectious_from + people.infectious
+        infectious = (infectious_from <= day) & (day < recovered_from)
+        shedding = np.where(infectious, people.infectiousness, 0.0)
+
         for hour in range(24):
-            caught = infected_outside(
-                shared, people, day, hour, hazard, hour >= closing_hour, rng
-            )
-            infect(people, caught, day, rng)
-            new[day] += caught.size
-        caught = infected_at_home(shared, people, home_beta, rng)
-        infect(people, caught, day, rng)
-        new[day] += caught.size
-        prevalence[day] = np.count_nonzero(people.state == INFECTIOUS)
+            add_visits(dose, town, day, hour, closing_hour, hazard, shedding)
+        dose += home_beta * shed_at_home(town, shedding)
+
+        # Nobody is infectious on the day of infection: once a day is often enough.
+        caught = np.isinf(infected_on) & (dose > people.resistance)
+        infected_on[caught] = day
+        new[day] = np.count_nonzero(caught)
+        prevalence[day] = np.count_nonzero(infectious)
     return {
         "new_infections": new,
         "prevalence": prevalence,
@@ -96,79 +102,46 @@ def simulate(
     }
 
 
-def healthy(agents: int) -> People:
-    """A town before the infection comes."""
+def draw_people(rng: np.random.Generator, agents: int) -> People:
+    """Draw everyone's share of chance.
+
+    An agent is infected when the summed hazard of all its contacts, its dose, passes
+    an exponential resistance. This is the same as a draw with probability
+    1 - exp(-hazard) at every contact (Sellke 1983), but takes one draw per agent; and
+    in scenarios under the same stream everyone keeps the same luck, so that their
+    difference shows the measure and not the noise.
+    """
     return People(
-        state=np.full(agents, SUSCEPTIBLE),
-        infectious_on=np.full(agents, NEVER, np.int32),
-        recovered_on=np.full(agents, NEVER, np.int32),
-        infectiousness=np.zeros(agents),
+        resistance=rng.standard_exponential(agents),
+        latent=1.0 + rng.poisson(LATENT_DAYS - 1.0, agents),
+        infectious=1.0 + rng.poisson(INFECTIOUS_DAYS - 1.0, agents),
+        infectiousness=rng.gamma(DISPERSION, 1.0 / DISPERSION, agents),
     )
 
 
-def infect(
-    people: People, who: NDArray[np.intp], day: int, rng: np.random.Generator
-) -> None:
-    """Infect `who` and draw the course that their infection will take."""
-    latent = 1 + rng.poisson(LATENT_DAYS - 1, who.size)
-    infectious = 1 + rng.poisson(INFECTIOUS_DAYS - 1, who.size)
-    people.state[who] = EXPOSED
-    people.infectious_on[who] = day + latent
-    people.recovered_on[who] = day + latent + infectious
-    people.infectiousness[who] = rng.gamma(DISPERSION, 1 / DISPERSION, who.size)
-
-
-def progress(people: People, day: int) -> None:
-    """Move on the infections for which a new state begins on this day."""
-    people.state[people.infectious_on == day] = INFECTIOUS
-    people.state[people.recovered_on == day] = RECOVERED
-
-
-def infected_outside(
+def add_visits(
+    dose: Floats,
     town: Town,
-    people: People,
     day: int,
     hour: int,
-    hazard: NDArray[np.float64],
-    closed: bool,
-    rng: np.random.Generator,
-) -> NDArray[np.intp]:
-    """Draw who is infected in this hour in the places of the town.
-
-    `hazard` is that of each place, for one infectious visitor and one hour.
-    """
-    hours = town.start.size - 1
-    hour_of_month = (24 * day + hour) % hours
+    closing_hour: int,
+    hazard: Floats,
+    shedding: Floats,
+) -> None:
+    """Add to each visitor's dose what the others shed in the same place and hour."""
+    hour_of_month = (24 * day + hour) % (town.start.size - 1)
     first, last = town.start[hour_of_month : hour_of_month + 2]
-    if closed:  # visits are sorted by place: cut off those that can be closed
+    if hour >= closing_hour:  # an hour's visits end with those that can be closed
         last = first + np.searchsorted(town.place[first:last], town.first_closable)
     agents, places = town.agent[first:last], town.place[first:last]
 
-    # Both halves of a meeting come from one look at each visitor's state.
-    states = people.state.take(agents)
-    sources = np.flatnonzero(states == INFECTIOUS)
-    if sources.size == 0:
-        return sources
-    shed = np.bincount(
-        places[sources], people.infectiousness[agents[sources]], hazard.size
-    )
-    chance = -np.expm1(-hazard * shed)
-    risks = np.where(states == SUSCEPTIBLE, chance.take(places), 0.0)
-    exposed = np.flatnonzero(risks)
-    return agents[exposed[rng.random(exposed.size) < risks[exposed]]]
+    # Most places have no case in most hours: only the others cost anything.
+    cases = np.flatnonzero((shedding > 0).take(agents))
+    shed = np.bincount(places[cases], shedding[agents[cases]], town.area.size)
+    met = np.flatnonzero((shed > 0).take(places))
+    np.add.at(dose, agents.take(met), (hazard * shed).take(places.take(met)))
 
 
-def infected_at_home(
-    town: Town, people: People, hazard: float, rng: np.random.Generator
-) -> NDArray[np.intp]:
-    """Draw who is infected in this night by the household, for `hazard` per night."""
-    sources = np.flatnonzero(people.state == INFECTIOUS)
-    shed = np.bincount(
-        town.household[sources],
-        people.infectiousness[sources],
-        town.household[-1] + 1,
-    )
-    pressure = np.where(people.state == SUSCEPTIBLE, shed[town.household], 0.0)
-    exposed = np.flatnonzero(pressure)
-    chance = -np.expm1(-hazard * pressure[exposed])
-    return exposed[rng.random(exposed.size) < chance]
+def shed_at_home(town: Town, shedding: Floats) -> Floats:
+    """Sum for every agent what the household sheds in one night."""
+    return np.bincount(town.household, shedding).take(town.household)

@@ -1,0 +1,276 @@
+"""The user's simulator: finding it, checking its signature, calling it for one task."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpiens.spec import (
+    INJECTED,
+    Fault,
+    Shared,
+    Spec,
+    SpecError,
+    nearest,
+    place,
+    to_text,
+)
+from mpiens.streams import Stream
+
+Function = Callable[..., Any]
+_REDUCE = ("shared", "scenario", "replicate")  # its numbers are drawn already
+_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes, and which code it is; all that ranks need to be told."""
+
+    function: str
+    names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    anything: bool = False  # it takes **keywords
+    code: str = ""  # SHA-256 of the sources of model, reduce and loader
+
+
+def find(reference: str, folder: str, where: str) -> Function:
+    """Return the function that ``file.py:name`` or ``package.module:name`` names.
+
+    Raises SpecError, at the given place of the spec, where there is none.
+    """
+    source, name = reference.split(":")
+    if folder not in sys.path:  # so that a model can import what lies beside it
+        sys.path.insert(0, folder)
+    try:
+        module = _import_file(Path(folder), source)
+    except Exception as error:
+        raise SpecError([Fault(where, _tell(reference, error))]) from error
+    function = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        known = [n for n, v in vars(module).items() if callable(v)]
+        text = f"{reference!r}: {source} has no function {name}{nearest(name, known)}"
+        raise SpecError([Fault(where, text)])
+    return function
+
+
+def inspect_model(spec: Spec) -> Signature:
+    """Import the model and return its signature; SpecError with all its faults."""
+    function = find(spec.ensemble.model, spec.folder, place("ensemble", "model"))
+    functions = [function]
+    if spec.ensemble.reduce is not None:
+        where = place("ensemble", "reduce")
+        reduce = find(spec.ensemble.reduce, spec.folder, where)
+        _check_reduce(reduce, where)
+        functions.append(reduce)
+    if spec.shared is not None:
+        where = place("shared", "loader")
+        functions.append(find(spec.shared.loader, spec.folder, where))
+    code = hashlib.sha256(b"".join(map(_source, functions))).hexdigest()
+    signature = _read_signature(spec.ensemble.model, function, code)
+    if faults := list(_check_signature(spec, signature)):
+        raise SpecError(faults)
+    return signature
+
+
+def fill_parameters(spec: Spec, signature: Signature) -> dict[str, tuple[Any, ...]]:
+    """Return every parameter over the scenarios, the signature's defaults included."""
+    names = [n for n in signature.names if n not in INJECTED]
+    for scenario in spec.scenarios:
+        names += [n for n in scenario.parameters if n not in names]
+    return {
+        name: tuple(
+            scenario.parameters.get(name, signature.defaults.get(name))
+            for scenario in spec.scenarios
+        )
+        for name in names
+    }
+
+
+def load(shared: Shared | None, folder: str) -> Any:
+    """Call the loader of the shared data; SpecError where it fails."""
+    if shared is None:
+        return None
+    where = place("shared", "loader")
+    function = find(shared.loader, folder, where)
+    try:
+        return function(**shared.kwargs)
+    except Exception as error:
+        fault = Fault(where, _tell(shared.loader, error))
+        raise SpecError([fault]) from error
+
+
+class Model:
+    """The model of a spec, ready to be called for one task after another."""
+
+    def __init__(self, spec: Spec, shared: Any) -> None:
+        self._function = find(spec.ensemble.model, spec.folder, "[ensemble] model")
+        self._takes = _injected(self._function)
+        self._reduce: Function | None = None
+        self._reduce_takes: frozenset[str] = frozenset()
+        if spec.ensemble.reduce is not None:
+            where = "[ensemble] reduce"
+            self._reduce = find(spec.ensemble.reduce, spec.folder, where)
+            self._reduce_takes = _injected(self._reduce) & {*_REDUCE}
+        self._spec = spec
+        self._shared = shared
+
+    def run(self, task: int, stream: Stream) -> Any:
+        """Run one task under its stream and return what the model returned, reduced."""
+        index, replicate = self._spec.locate(task)
+        scenario = self._spec.scenarios[index]
+        seed = stream.seed
+        random.seed(seed)  # for models that draw from the generators of old
+        np.random.seed(seed)
+        offered = {
+            "rng": stream.rng,
+            "seed": lambda: seed,
+            "shared": lambda: self._shared,
+            "scenario": lambda: scenario.name,
+            "replicate": lambda: replicate,
+        }
+        extras = {name: offered[name]() for name in self._takes}
+        result = self._function(**scenario.parameters, **extras)
+        if self._reduce is None:
+            return result
+        extras = {name: offered[name]() for name in self._reduce_takes}
+        return self._reduce(result, **extras)
+
+
+def format_failure(error: BaseException) -> str:
+    """Return the traceback of a model's fault without the frames of mpiens."""
+    trace = traceback.TracebackException.from_exception(error)
+    own = str(Path(__file__).parent)
+    while trace.stack and trace.stack[0].filename.startswith(own):
+        trace.stack.pop(0)
+    return "".join(trace.format())
+
+
+def _import_file(folder: Path, source: str) -> Any:
+    """Import a module by name, or a file under its stem as a script beside it would."""
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    path = (folder / source).resolve()
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    description = importlib.util.spec_from_file_location(path.stem, path)
+    if description is None or description.loader is None or not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(description)
+    sys.modules[path.stem] = module  # so that what it defines can be unpickled
+    try:
+        description.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def _tell(reference: str, error: Exception) -> str:
+    """Return one sentence on a user's exception: type, text, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = str(Path(__file__).parent)
+    theirs = [f for f in frames if not f.filename.startswith((own, "<frozen"))]
+    at = f" (at {theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    text = " ".join(str(error).split())
+    return f"{reference!r} raised {type(error).__name__}: {text}{at}"
+
+
+def _source(function: Function) -> bytes:
+    """Return the source of the file that defines a function, to tell changes."""
+    module = inspect.getmodule(function)
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return repr(function).encode()
+    return Path(file).read_bytes()
+
+
+def _injected(function: Function) -> frozenset[str]:
+    """Return which of rng, seed, shared, scenario, replicate a function names."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind in _KEYWORD) & {*INJECTED}
+
+
+def _read_signature(reference: str, function: Function, code: str) -> Signature:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some compiled functions have none to show
+        return Signature(reference, anything=True, code=code)
+    named = [p for p in parameters if p.kind in _KEYWORD]
+    return Signature(
+        function=reference,
+        names=tuple(p.name for p in named),
+        required=tuple(
+            p.name
+            for p in parameters
+            if p.default is p.empty
+            and p.kind in (*_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+        ),
+        defaults={
+            p.name: _plain(p.default)
+            for p in named
+            if p.default is not p.empty and p.name not in INJECTED
+        },
+        anything=any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
+        code=code,
+    )
+
+
+def _check_reduce(reduce: Function, where: str) -> None:
+    try:
+        parameters = list(inspect.signature(reduce).parameters.values())
+    except (TypeError, ValueError):
+        return
+    required = [p.name for p in parameters[1:] if p.default is p.empty]
+    if not parameters or not {*required} <= {*_REDUCE}:
+        names = ", ".join(_REDUCE)
+        text = f"should take the model's result, and by name no more than {names}"
+        raise SpecError([Fault(where, text)])
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as it can be stored: a number as it is, all else as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    simple = value is None or isinstance(value, bool | int | float | str)
+    return value if simple else to_text(value)
+
+
+def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:
+    """Yield parameters that the model does not take, or that it lacks."""
+    name = spec.ensemble.model.rpartition(":")[2]
+    takes = [n for n in signature.names if n not in INJECTED]
+    taken = ", ".join(takes) or "none"
+    tables = {"parameters": spec.parameters, "sweep": spec.sweep}
+    tables |= {f"scenarios.{base}": own for base, own in spec.bases.items()}
+    for section, table in tables.items():
+        for key in table:
+            if key not in takes and not signature.anything:
+                hint = nearest(key, takes)
+                text = f"{name}() takes no such parameter; it takes {taken}{hint}"
+                yield Fault(place(section, key), text)
+    for key in signature.required:
+        lacking = [s.name for s in spec.scenarios if key not in s.parameters]
+        if key not in INJECTED and lacking:
+            text = (
+                f"{name}() needs {key}, which scenario {lacking[0]!r} lacks; "
+                f"give it in [parameters]"
+            )
+            yield Fault(place("parameters"), text)

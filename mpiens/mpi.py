@@ -1,0 +1,271 @@
+"""The one file that imports mpi4py: everyone else is handed a :class:`Comm`.
+
+Nothing here waits in a blocking MPI call: a rank that has nothing to do sleeps, and
+wakes up often enough to answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mpi4py
+
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+
+from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
+
+CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
+SHORT, LONG = 20e-6, 5e-3  # seconds slept between two looks, at first and at most
+
+Buffer = bytes | bytearray | memoryview
+
+
+class LaunchError(RuntimeError):
+    """The program was started in a way that cannot work."""
+
+
+class Backoff:
+    """Sleeps that grow from 20 us to 5 ms while nothing happens."""
+
+    def __init__(self) -> None:
+        self.seconds = SHORT
+
+    def reset(self) -> None:
+        """Something happened: be quick again."""
+        self.seconds = SHORT
+
+    def next(self) -> float:
+        """Return how long to sleep now."""
+        self.seconds = min(self.seconds * 1.5, LONG)
+        return self.seconds
+
+    def sleep(self) -> None:
+        """Sleep for a while."""
+        time.sleep(self.next())
+
+
+@dataclass(slots=True)
+class Message:
+    """What came from another rank."""
+
+    source: int
+    tag: int
+    data: bytearray
+
+
+@dataclass
+class Comm:
+    """A communicator whose collective calls wait politely."""
+
+    raw: MPI.Intracomm
+    _sends: list[tuple[MPI.Request, Buffer]] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return self.raw.Get_rank()
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.raw.Get_size()
+
+    def post(self, target: int, tag: int, data: Buffer) -> None:
+        """Send without waiting; the data has arrived when it leaves ``unsent``."""
+        request = self.raw.Issend([data, MPI.BYTE], dest=target, tag=tag)
+        self._sends.append((request, data))
+
+    def unsent(self) -> int:
+        """Return how many bytes of posted messages have not been received yet."""
+        self._sends = [send for send in self._sends if not send[0].Test()]
+        return sum(len(data) for _, data in self._sends)
+
+    def poll(self) -> Message | None:
+        """Return the next message from any rank, or None where there is none."""
+        status = MPI.Status()
+        if not self.raw.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
+            return None
+        message = Message(
+            status.Get_source(), status.Get_tag(), bytearray(status.Get_count(MPI.BYTE))
+        )
+        self.raw.Recv([message.data, MPI.BYTE], message.source, message.tag)
+        return message
+
+    def flush(self) -> None:
+        """Wait until every posted message has been received."""
+        backoff = Backoff()
+        while self._sends:
+            self.unsent()
+            backoff.sleep()
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        _wait(self.raw.Ibarrier())
+
+    def bcast(self, value: Any = None) -> Any:
+        """Give the root's object to all."""
+        data = pickle.dumps(value, protocol=5) if self.rank == 0 else b""
+        size = bytearray(len(data).to_bytes(8, "little"))
+        self.bcast_into(memoryview(size))
+        if self.rank == 0:
+            self.bcast_into(memoryview(bytearray(data)))
+            return value
+        received = bytearray(int.from_bytes(size, "little"))
+        self.bcast_into(memoryview(received))
+        return pickle.loads(received)
+
+    def bcast_into(self, buffer: memoryview) -> None:
+        """Give the root's bytes to all, in chunks, straight into the buffer."""
+        for start in range(0, len(buffer), CHUNK):
+            part = buffer[start : start + CHUNK]
+            _wait(self.raw.Ibcast([part, MPI.BYTE], root=0))
+
+    def all_true(self, flag: bool) -> bool:
+        """Return whether the flag is true on every rank."""
+        mine, least = bytearray([flag]), bytearray(1)
+        _wait(self.raw.Iallreduce([mine, MPI.BYTE], [least, MPI.BYTE], op=MPI.MIN))
+        return bool(least[0])
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return the objects of all ranks on the root, None elsewhere."""
+        if self.rank != 0:
+            self.post(0, TAG_GATHER, pickle.dumps(value, protocol=5))
+            self.flush()
+            return None
+        values: dict[int, Any] = {0: value}
+        backoff = Backoff()
+        status = MPI.Status()
+        while len(values) < self.size:
+            if not self.raw.Iprobe(MPI.ANY_SOURCE, TAG_GATHER, status):
+                backoff.sleep()
+                continue
+            backoff.reset()
+            data = bytearray(status.Get_count(MPI.BYTE))
+            self.raw.Recv([data, MPI.BYTE], status.Get_source(), TAG_GATHER)
+            values[status.Get_source()] = pickle.loads(data)
+        return [values[rank] for rank in range(self.size)]
+
+    def node(self) -> Comm:
+        """Return the communicator of the ranks that share this node's memory."""
+        return Comm(self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank))
+
+    def leaders(self, node: Comm) -> Comm | None:
+        """Return the communicator of the first rank of every node; None elsewhere."""
+        color = 0 if node.rank == 0 else MPI.UNDEFINED
+        split = self.raw.Split(color, key=self.rank)
+        return None if split == MPI.COMM_NULL else Comm(split)
+
+    def allocate_shared(self, nbytes: int) -> memoryview:
+        """Return memory of this node that all its ranks see; the first one owns it."""
+        mine = nbytes if self.rank == 0 else 0
+        window = MPI.Win.Allocate_shared(mine, 1, comm=self.raw)
+        memory, _ = window.Shared_query(0)
+        return memoryview(memory).cast("B")
+
+
+TAG_GATHER = 1
+
+
+def _wait(request: MPI.Request) -> None:
+    backoff = Backoff()
+    while not request.Test():
+        backoff.sleep()
+
+
+def start() -> Comm:
+    """Start MPI and return the world; LaunchError where the launcher is a wrong one."""
+    sys.excepthook = _abort
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    world = Comm(MPI.COMM_WORLD.Dup())
+    if world.size == 1 and (wanted := _launched_size()) > 1:
+        raise LaunchError(
+            f"the launcher started {wanted} processes, but each is alone for "
+            f"{library()}; use the mpiexec of this MPI ({find_mpiexec() or 'none found'})"
+            " or mpiens -n N"
+        )
+    return world
+
+
+def alone() -> Comm:
+    """Return the communicator of this process only."""
+    return Comm(MPI.COMM_SELF)
+
+
+def finish() -> None:
+    """End MPI in good order."""
+    MPI.Finalize()
+
+
+def library() -> str:
+    """Return name and version of the MPI library in one line."""
+    text = MPI.Get_library_version().replace("\0", "")
+    first = text.splitlines()[0].split(",")[0]
+    return " ".join(first.replace("Version:", "").split())
+
+
+def find_mpiexec() -> str | None:
+    """Return the mpiexec of the MPI that mpi4py has loaded, or None."""
+    wanted = "Open MPI" if "Open MPI" in library() else "HYDRA"
+    places = [Path(sys.executable).parent, *map(Path, os.get_exec_path())]
+    for folder in places:
+        for name in ("mpiexec", "mpiexec.openmpi", "mpiexec.mpich"):
+            path = shutil.which(name, path=str(folder))
+            if path is not None and wanted in _ask_version(path):
+                return path
+    return None
+
+
+def launch_command(ranks: int) -> tuple[list[str], dict[str, str]]:
+    """Return what starts so many ranks on this machine: (command, environment)."""
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        raise LaunchError(
+            f"no mpiexec of {library()} is beside {sys.executable} or on the PATH; "
+            "load the module of your MPI, or install the extra mpiens[mpich]"
+        )
+    command = [mpiexec, "-n", str(ranks)]
+    environment = dict(os.environ)
+    if "Open MPI" in library():
+        command += ["--oversubscribe", "--bind-to", "none"]
+        # one machine needs no fabric, and looking for one takes a second
+        environment.setdefault("OMPI_MCA_btl", "^ofi")
+        if os.geteuid() == 0:
+            command.append("--allow-run-as-root")
+    return command, environment
+
+
+def _ask_version(mpiexec: str) -> str:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        asked = [mpiexec, "--version"]
+        answer = subprocess.run(
+            asked, capture_output=True, text=True, timeout=20, check=False
+        )
+        return answer.stdout.replace("(OpenRTE)", "(Open MPI)")
+    return ""
+
+
+def _launched_size() -> int:
+    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+    sizes = (os.environ.get(name, "") for name in names)
+    return max((int(size) for size in sizes if size.isdigit()), default=1)
+
+
+def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> NoReturn:
+    """End all ranks where mpiens itself has a fault, after saying which."""
+    traceback.print_exception(kind, error, trace)
+    sys.stderr.flush()
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(1)
+    os._exit(1)

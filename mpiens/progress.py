@@ -1,0 +1,134 @@
+"""What a user sees while tasks run: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+PERIOD = 30.0  # seconds between two lines of a log; the first come sooner
+FIRST = 5.0
+
+
+@dataclass
+class Tally:
+    """How far an ensemble has come in this run."""
+
+    total: int
+    done: int  # finished before this run began
+    ranks: int
+    finished: int = 0
+    failed: int = 0
+    busy: float = 0.0  # seconds that tasks took, over all ranks
+    since: float = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds since the first task was dealt."""
+        return max(time.monotonic() - self.since, 1e-9)
+
+    def rate(self) -> float:
+        """Tasks per minute of this run."""
+        return 60 * self.finished / self.elapsed()
+
+    def left(self) -> float | None:
+        """Seconds until the end at this rate, or None while there is none."""
+        missing = self.total - self.done - self.finished
+        return 60 * missing / self.rate() if self.finished else None
+
+    def utilisation(self) -> float:
+        """Share of the ranks' time that went into tasks."""
+        return min(1.0, self.busy / (self.ranks * self.elapsed()))
+
+    def line(self) -> str:
+        """Return the state in one line."""
+        left = self.left()
+        ready = self.done + self.finished
+        return ", ".join(
+            [
+                f"{ready} of {self.total} tasks ({100 * ready / self.total:.0f}%)",
+                f"{self.failed} failed",
+                f"{self.rate():,.0f} tasks/min",
+                f"ranks {100 * self.utilisation():.0f}% busy",
+                f"{format_seconds(left)} left" if left is not None else "starting",
+            ]
+        )
+
+
+class Progress(Protocol):
+    """Something that is told of progress."""
+
+    def update(self, tally: Tally) -> None:
+        """Called often; shows something when it is time to."""
+
+    def close(self, tally: Tally) -> None:
+        """Called at the end."""
+
+
+class Log:
+    """One plain line per period, for logs of batch jobs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._next = time.monotonic() + FIRST
+        self._period = FIRST
+
+    def update(self, tally: Tally) -> None:
+        """Write a line where the last one is long enough ago."""
+        if time.monotonic() < self._next:
+            return
+        self._period = min(PERIOD, self._period * 2)
+        self._next = time.monotonic() + self._period
+        print(tally.line(), file=self._stream, flush=True)
+
+    def close(self, tally: Tally) -> None:
+        """Nothing is left to show; the run's last line is told by the run."""
+
+
+class Bar:
+    """A bar with rate, time left, failures and utilisation, for terminals."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415  (only the root shows one)
+        from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+        self._bar: Any = Progress(
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            transient=True,
+            auto_refresh=False,
+        )
+        self._line: Any = None
+        self._next = 0.0
+
+    def update(self, tally: Tally) -> None:
+        """Redraw the bar, at most five times a second."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 0.2
+        if self._line is None:
+            self._bar.start()
+            self._line = self._bar.add_task("", total=tally.total)
+        ready = tally.done + tally.finished
+        self._bar.update(self._line, completed=ready, description=tally.line())
+        self._bar.refresh()
+
+    def close(self, tally: Tally) -> None:
+        """Take the bar away."""
+        if self._line is not None:
+            self._bar.stop()
+
+
+def show_progress() -> Progress:
+    """Return a bar where standard error is a terminal, else a log."""
+    return Bar() if sys.stderr.isatty() else Log(sys.stderr)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as people say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,483 @@
+"""The child process in which a rank executes the model.
+
+A runner is forked once the shared data is in place.  It gets ranges of tasks over a
+socket and sends back, in order, what they left; it never touches MPI and leaves only
+by ``os._exit``, so that whatever a model does costs its task and not the job.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens import streams
+from mpiens.layout import RECORD, Described, Row, checksum, describe
+from mpiens.model import Model, format_failure
+from mpiens.spec import Spec
+
+Tasks = NDArray[np.int64]
+
+TAIL = 64 << 10  # bytes kept of what a model prints
+FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
+FLUSH_BYTES = 1 << 20
+_HEAD = struct.Struct("<qB")  # length and kind of a frame
+_CELL = struct.Struct("<qd")  # the task that runs, and since when
+_BUFFER = 1 << 20
+
+# kinds of frames; the first two go to a runner, the others come from it
+ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that failed: how often it was tried, and why."""
+
+    task: int
+    attempts: int
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A first task that succeeded before any layout was known."""
+
+    task: int
+    described: Described
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Finished tasks: what is known of each (RECORD), and their rows."""
+
+    records: NDArray[np.void]
+    rows: NDArray[np.void]
+
+    def to_bytes(self) -> bytes:
+        """Return the batch as one message: a count, the records, the rows."""
+        count = len(self.records).to_bytes(8, "little")
+        return b"".join([count, self.records.tobytes(), self.rows.tobytes()])
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview, row: Row) -> Batch:
+        """Return the batch that a message holds, without copying it."""
+        count = int.from_bytes(data[:8], "little")
+        records = np.frombuffer(data, RECORD, count, offset=8)
+        offset = 8 + records.nbytes
+        if row.dtype.itemsize == 0:
+            return cls(records, np.empty(count, row.dtype))
+        return cls(records, np.frombuffer(data, row.dtype, count, offset=offset))
+
+
+class Ended(Exception):  # noqa: N818  (it is news, not an error)
+    """The other end of the socket has gone."""
+
+
+class Channel:
+    """Frames over a socket; a reader that never blocks, a writer that may."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self._received = bytearray()
+
+    def send(self, kind: int, data: bytes | bytearray) -> None:
+        """Send one frame, waiting until the other end has taken it."""
+        try:
+            self.socket.sendall(_HEAD.pack(len(data), kind))
+            self.socket.sendall(data)
+        except OSError as error:
+            raise Ended from error
+
+    def receive(self) -> tuple[int, bytearray]:
+        """Wait for one frame."""
+        while (frame := self._next()) is None:
+            self._fill()
+        return frame
+
+    def poll(self) -> list[tuple[int, bytearray]]:
+        """Return the frames that are there; Ended once all are read and none follow."""
+        frames = []
+        try:
+            while True:
+                try:
+                    self._fill(socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                while (frame := self._next()) is not None:
+                    frames.append(frame)
+                if len(frames) > 16:  # let the caller look after other things
+                    break
+        except Ended:
+            if not frames:
+                raise
+        return frames
+
+    def _fill(self, flags: int = 0) -> None:
+        try:
+            data = self.socket.recv(_BUFFER, flags)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise Ended from error
+        if not data:
+            raise Ended
+        self._received += data
+
+    def _next(self) -> tuple[int, bytearray] | None:
+        if len(self._received) < _HEAD.size:
+            return None
+        length, kind = _HEAD.unpack_from(self._received)
+        end = _HEAD.size + length
+        if len(self._received) < end:
+            return None
+        frame = self._received[_HEAD.size : end]
+        del self._received[:end]
+        return kind, frame
+
+
+def fork(body: Callable[[], None]) -> int:
+    """Run the body in a child that dies with its parent; return the child's pid."""
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        die_with(parent)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+        body()
+        code = 0
+    except Ended:
+        pass  # the supervisor has gone
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class Cell:
+    """Memory that a runner shares with its supervisor: which task runs since when."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self.clear()
+
+    def write(self, task: int) -> None:
+        """A task begins now."""
+        _CELL.pack_into(self._memory, 0, task, time.monotonic())
+
+    def clear(self) -> None:
+        """No task runs."""
+        _CELL.pack_into(self._memory, 0, -1, 0.0)
+
+    def read(self) -> tuple[int, float]:
+        """Return (task or -1, when it began on the monotonic clock)."""
+        task, since = _CELL.unpack_from(self._memory)
+        return task, since
+
+
+class Executor:
+    """Runs tasks one by one and hands on what they leave; knows of no process."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        shared: Callable[[], Any],
+        send: Callable[[int, bytes], None],
+        cell: Cell,
+    ) -> None:
+        self._spec = spec
+        self._send = send
+        self._cell = cell
+        self._row: Row | None = None
+        self._held: list[tuple[Any, ...]] = []
+        self.model = Model(spec, shared())
+
+    def settle(self, row: Row) -> None:
+        """The layout is known now: hand on what has been held back for it."""
+        self._row = row
+        batch = _Packer(row, len(self._held), self._send)
+        for task, attempts, seconds, returned in self._held:
+            self._pack(batch, task, attempts, seconds, returned)
+        batch.flush()
+        self._held = []
+
+    def execute(self, tasks: Tasks, attempts: int) -> None:
+        """Run a range of tasks."""
+        located = [self._spec.locate(int(task)) for task in tasks]
+        names = [self._spec.scenarios[scenario].name for scenario, _ in located]
+        made = streams.make(
+            self._spec.ensemble.seed,
+            names,
+            [replicate for _, replicate in located],
+            common=self._spec.common,
+        )
+        batch = _Packer(self._row, len(tasks), self._send) if self._row else None
+        for task, stream in zip(tasks.tolist(), made, strict=True):
+            self._cell.write(task)
+            start = time.perf_counter()
+            try:
+                returned = self.model.run(task, stream)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also SystemExit: it is the model's fault
+                self._fail(task, attempts, time.perf_counter() - start, error)
+                continue
+            seconds = time.perf_counter() - start
+            if batch is None:
+                self._hold(task, attempts, seconds, returned)
+            else:
+                self._pack(batch, task, attempts, seconds, returned)
+        self._cell.clear()
+        if batch is not None:
+            batch.flush()
+
+    def _hold(self, task: int, attempts: int, seconds: float, returned: Any) -> None:
+        try:
+            described = describe(self._spec, returned)
+        except ValueError as error:
+            self._fail(task, attempts, seconds, error)
+            return
+        self._held.append((task, attempts, seconds, returned))
+        nbytes = sum(np.asarray(value).nbytes for value in returned.values())
+        news = Description(task, described, nbytes, seconds)
+        self._send(DESCRIBE, pickle.dumps(news))
+
+    def _pack(
+        self, batch: _Packer, task: int, attempts: int, seconds: float, returned: Any
+    ) -> None:
+        try:
+            batch.add(task, attempts, seconds, returned)
+        except ValueError as error:
+            self._fail(task, attempts, seconds, error)
+
+    def _fail(
+        self, task: int, attempts: int, seconds: float, error: BaseException
+    ) -> None:
+        scenario, replicate = self._spec.locate(task)
+        name = self._spec.scenarios[scenario].name
+        text = f"scenario {name!r}, replicate {replicate}: {format_failure(error)}"
+        failure = Failure(task, attempts, seconds, text)
+        self._send(FAILURE, pickle.dumps(failure))
+
+
+class _Packer:
+    """Collects rows and sends them when they are many, or have waited long enough."""
+
+    def __init__(self, row: Row, count: int, send: Callable[[int, bytes], None]) -> None:
+        self._row = row
+        self._send = send
+        size = max(row.dtype.itemsize, 1)
+        room = max(1, min(count, FLUSH_BYTES // size))
+        self._rows = np.zeros(room, dtype=row.dtype)
+        self._bytes = memoryview(self._rows.view(np.uint8)) if row.outputs else None
+        self._records = np.zeros(room, dtype=RECORD)
+        self._filled = 0
+        self._since = time.perf_counter()
+
+    def add(self, task: int, attempts: int, seconds: float, returned: Any) -> None:
+        index = self._filled
+        self._row.fill(self._rows[index], returned)
+        size = self._row.dtype.itemsize
+        data = self._bytes[index * size : (index + 1) * size] if self._bytes else b""
+        self._records[index] = (task, checksum(data), seconds, attempts)
+        self._filled += 1
+        late = time.perf_counter() - self._since > FLUSH_SECONDS
+        if late or self._filled == len(self._rows):
+            self.flush()
+
+    def flush(self) -> None:
+        if self._filled:
+            count = slice(0, self._filled)
+            batch = Batch(self._records[count], self._rows[count])
+            self._send(BATCH, batch.to_bytes())
+            self._filled = 0
+        self._since = time.perf_counter()
+
+
+@dataclass
+class Process:
+    """A runner in a child process, as its supervisor sees it."""
+
+    spec: Spec
+    shared: Callable[[], Any]
+    cell: Cell = field(default_factory=Cell)
+
+    def __post_init__(self) -> None:
+        mine, theirs = socket.socketpair()
+        self.output, theirs_out = os.pipe()
+        os.set_blocking(self.output, False)
+
+        def body() -> None:
+            mine.close()
+            os.close(self.output)
+            _redirect(theirs_out)
+            serve(Channel(theirs), self.spec, self.shared, self.cell)
+
+        self.pid = fork(body)
+        theirs.close()
+        os.close(theirs_out)
+        self.channel = Channel(mine)
+        self.tail = bytearray()
+
+    def send(self, kind: int, data: bytes) -> None:
+        """Give the runner something to do; what a dead one misses is done again."""
+        with suppress(Ended):
+            self.channel.send(kind, data)
+
+    def poll(self) -> list[tuple[int, bytearray]]:
+        """Return the runner's frames; Ended when it has gone."""
+        self._drain()
+        return self.channel.poll()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until the runner has something to say, at most so long."""
+        ends = [self.channel.socket.fileno(), self.output]
+        with suppress(OSError, ValueError):
+            select.select(ends, [], [], seconds)
+
+    def kill(self) -> None:
+        """End the runner at once."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def bury(self) -> str:
+        """Collect the dead runner and say how it ended."""
+        self._drain()
+        _, status = os.waitpid(self.pid, 0)
+        self.channel.socket.close()
+        os.close(self.output)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return f"the model's process was ended by {signal.Signals(-code).name}"
+        return f"the model ended its process with exit code {code}"
+
+    def close(self) -> None:
+        """End a runner that is no longer needed."""
+        self.kill()
+        self.bury()
+
+    def _drain(self) -> None:
+        """Keep the end of what the model prints."""
+        with suppress(BlockingIOError, OSError):
+            for _ in range(64):
+                data = os.read(self.output, TAIL)
+                if not data:
+                    break
+                self.tail += data
+                del self.tail[:-TAIL]
+
+
+@dataclass
+class Inline:
+    """A runner without a process: the model runs in the supervisor itself."""
+
+    spec: Spec
+    shared: Callable[[], Any]
+    cell: Cell = field(default_factory=Cell)
+
+    def __post_init__(self) -> None:
+        self._frames: deque[tuple[int, bytearray]] = deque()
+        self._orders: deque[tuple[int, bytes]] = deque()
+        self._executor = Executor(self.spec, self.shared, self._collect, self.cell)
+        self.tail = bytearray()
+
+    def _collect(self, kind: int, data: bytes) -> None:
+        self._frames.append((kind, bytearray(data)))
+
+    def send(self, kind: int, data: bytes) -> None:
+        """Remember what is to be done."""
+        self._orders.append((kind, data))
+
+    def poll(self) -> list[tuple[int, bytearray]]:
+        """Do one thing, if there is any, and return its frames."""
+        if self._orders:
+            obey(self._executor, *self._orders.popleft())
+        frames = list(self._frames)
+        self._frames.clear()
+        return frames
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless there is something to do."""
+        if not self._orders:
+            time.sleep(seconds)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+    def kill(self) -> NoReturn:
+        """Not to be had without a process."""
+        raise RuntimeError("a model without a process of its own cannot be ended")
+
+    def bury(self) -> NoReturn:
+        """Not to be had without a process."""
+        raise RuntimeError("a model without a process of its own does not end")
+
+
+Runner = Process | Inline
+
+
+def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
+    """Do what a frame from the supervisor says."""
+    order = pickle.loads(data)
+    if kind == ROW:
+        executor.settle(order)
+    else:
+        tasks, attempts = order
+        executor.execute(tasks, attempts)
+
+
+def serve(
+    channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell
+) -> None:
+    """Run what the supervisor asks for, until it has gone."""
+    gc.freeze()  # what the supervisor holds is no garbage of ours
+    executor = Executor(spec, shared, channel.send, cell)
+    while True:
+        obey(executor, *channel.receive())
+        with suppress(Exception):  # a model may have closed or replaced them
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _redirect(end: int) -> None:
+    """Send what the model prints to the supervisor, which keeps the end of it."""
+    os.dup2(end, 1)
+    os.dup2(end, 2)
+    os.close(end)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdout = open(1, "w", buffering=8192, closefd=False, errors="replace")  # noqa: PTH123, SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: PTH123, SIM115

@@ -1,0 +1,441 @@
+"""The result file on disk, which is also the checkpoint.
+
+The root lays every dataset down at once, contiguous and with its space reserved, and
+closes HDF5.  While tasks run only raw data changes, written at the datasets' own
+offsets: first a row, then its checksum, then its status.  So the file is a valid HDF5
+file at any moment and after any kill, and other programs can read it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens.layout import (
+    DONE,
+    FAILED,
+    FAILURE_BYTES,
+    PENDING,
+    Dataset,
+    Layout,
+    Output,
+    Row,
+    checksum,
+)
+from mpiens.runner import Batch, Failure
+from mpiens.spec import Fault, SpecError, decode
+
+if TYPE_CHECKING:
+    from mpiens.mpi import Comm
+
+PARTIAL = ".partial"
+NEW = ".new"  # a file that is being laid down, and nothing yet
+BLOCK = 4 << 20  # bytes read or filled at once
+FORMAT = 1
+_COLUMNS = ("checksum", "seconds", "attempts", "rank")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data of one dataset lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Store:
+    """A result file opened by the root, read and written at its datasets' offsets."""
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        self._places: dict[str, Place] = {}
+        with open_file(path) as file:
+            self.attributes: dict[str, Any] = dict(file.attrs)
+            if self.attributes.get("mpiens_format") != FORMAT:
+                text = "is no result file of this version of mpiens"
+                raise SpecError([Fault("", text)], str(path))
+            file.visititems(self._note)
+            self.layout = _read_layout(file)
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        self._file = os.open(path, flags | os.O_CLOEXEC)
+        self.status = self.read("/tasks/status").reshape(-1)
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._file)
+
+    def read(self, path: str) -> NDArray[Any]:
+        """Read a whole dataset of fixed size."""
+        place = self._places[path]
+        data = b"".join(self._blocks(place))
+        return np.frombuffer(bytearray(data), place.dtype).reshape(place.shape)
+
+    def write_all(self, path: str, values: NDArray[Any]) -> None:
+        """Write a whole dataset of fixed size."""
+        place = self._places[path]
+        if values.shape != place.shape:
+            raise ValueError(f"{path} has shape {place.shape}, not {values.shape}")
+        self._write(np.ascontiguousarray(values, place.dtype), place.offset)
+
+    def write_scenario(self, path: str, scenario: int, values: NDArray[Any]) -> None:
+        """Write one scenario's part of a dataset."""
+        place = self._places[path]
+        part = np.ascontiguousarray(values, place.dtype).reshape(place.shape[1:])
+        self._write(part, place.offset + scenario * part.nbytes)
+
+    def read_scenario(self, path: str, scenario: int) -> NDArray[Any]:
+        """Read one scenario's part of a dataset."""
+        place = self._places[path]
+        part = np.empty(place.shape[1:], place.dtype)
+        self._read_into(part, place.offset + scenario * part.nbytes)
+        return part
+
+    def write(self, batch: Batch, rank: int) -> None:
+        """Keep finished tasks: rows, then what is known of them, then their status."""
+        tasks = batch.records["task"]
+        breaks = np.flatnonzero(np.diff(tasks) != 1) + 1
+        for run in np.split(np.arange(len(tasks)), breaks):
+            records, rows = batch.records[run], batch.rows[run]
+            first = int(records["task"][0])
+            for output in self.layout.row.outputs:
+                self._write_tasks(f"/series/{output.name}", first, rows[output.name])
+            for name in ("seconds", "attempts", "checksum"):
+                self._write_tasks(f"/tasks/{name}", first, records[name])
+            self._write_tasks("/tasks/rank", first, np.full(len(run), rank))
+            self._set_status(first, len(run), DONE)
+
+    def fail(self, failure: Failure, rank: int) -> None:
+        """Keep a failed task, and its text while there is room in the table."""
+        for output in self.layout.row.outputs:
+            fill = np.full((1, *output.shape), output.fill, dtype=output.dtype)
+            self._write_tasks(f"/series/{output.name}", failure.task, fill)
+        values = {"seconds": failure.seconds, "attempts": failure.attempts}
+        values |= {"rank": rank, "checksum": 0}
+        for name, value in values.items():
+            self._write_tasks(f"/tasks/{name}", failure.task, np.array([value]))
+        self.write_failure(failure.task, failure.text)
+        self._set_status(failure.task, 1, FAILED)
+
+    def write_failure(self, task: int, text: str) -> None:
+        """Add a line to the table of failures, or replace the task's own."""
+        numbers = self.read("/failures/task")
+        free = np.flatnonzero((numbers == task) | (numbers < 0))
+        if len(free) == 0:
+            return
+        line = int(free[0])
+        kept = text.encode()
+        if len(kept) > FAILURE_BYTES:  # both ends tell more than the middle
+            half = FAILURE_BYTES // 2 - 8
+            kept = kept[:half] + b"\n...\n" + kept[-half:]
+        self._write_tasks("/failures/text", line, np.array([kept], f"S{FAILURE_BYTES}"))
+        self._write_tasks("/failures/task", line, np.array([task]))
+
+    def failures(self) -> Iterator[tuple[int, str]]:
+        """Yield (task, text) of the failures in the table that still are failures."""
+        texts = self.read("/failures/text")
+        for task, text in zip(self.read("/failures/task"), texts, strict=True):
+            if task >= 0 and self.status[task] == FAILED:
+                yield int(task), text.decode(errors="replace")
+
+    def forget(self, tasks: NDArray[np.int64]) -> None:
+        """Call tasks pending again."""
+        for task in tasks.tolist():
+            self._set_status(task, 1, PENDING)
+
+    def row(self, task: int) -> NDArray[np.void]:
+        """Read the row of one task; shape (1,)."""
+        row = np.zeros(1, self.layout.row.dtype)
+        for output in self.layout.row.outputs:
+            place = self._places.get(f"/series/{output.name}")
+            if place is None:
+                text = f"rows of {output.name!r} are not kept in this file"
+                raise SpecError([Fault("", text)], str(self.path))
+            part = np.empty(output.shape, output.dtype)
+            self._read_into(part, place.offset + task * part.nbytes)
+            row[output.name] = part
+        return row
+
+    def broken(self) -> NDArray[np.int64]:
+        """Return the tasks called done whose row does not have its checksum."""
+        sums = self.read("/tasks/checksum").reshape(-1)
+        tasks = np.flatnonzero(self.status == DONE)
+        wrong = [t for t in tasks if checksum(self.row(t).tobytes()) != int(sums[t])]
+        return np.array(wrong, dtype=np.int64)
+
+    def copy_tasks(self, old: Store, same: Mapping[int, int]) -> None:
+        """Take over finished rows of an older file.
+
+        ``same`` maps scenarios of this file to those of the older one.  A row whose
+        checksum does not hold is left out, hence run again.
+        """
+        sums = old.read("/tasks/checksum").reshape(-1)
+        columns = {name: old.read(f"/tasks/{name}").reshape(-1) for name in _COLUMNS}
+        texts = dict(old.failures())
+        before, now = old.layout.spec, self.layout.spec
+        for scenario, former in same.items():
+            for replicate in range(min(before.replicates, now.replicates)):
+                source = before.number(former, replicate)
+                target = now.number(scenario, replicate)
+                state = int(old.status[source])
+                if state == DONE:
+                    row = old.row(source)
+                    if checksum(row.tobytes()) != int(sums[source]):
+                        continue
+                    for output in self.layout.row.outputs:
+                        path = f"/series/{output.name}"
+                        self._write_tasks(path, target, row[output.name])
+                elif state != FAILED:
+                    continue
+                for name in _COLUMNS:
+                    value = columns[name][source : source + 1]
+                    self._write_tasks(f"/tasks/{name}", target, value)
+                if source in texts:
+                    self.write_failure(target, texts[source])
+                self._set_status(target, 1, state)
+
+    def copy_all(self, old: Store) -> None:
+        """Take over every dataset of another file with the same layout."""
+        for path, place in self._places.items():
+            offset = place.offset
+            for block in old._blocks(old._places[path]):
+                self._write(np.frombuffer(block, np.uint8), offset)
+                offset += len(block)
+        self.status = self.read("/tasks/status").reshape(-1)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what the answer is, as 64 lowercase hex digits."""
+        whole = hashlib.sha256()
+        entered = ("/parameters/", "/bands/", "/summary/")
+        for dataset in self.layout.datasets():
+            if dataset.path.startswith(entered) or dataset.path == "/tasks/status":
+                _enter(whole, dataset.path, dataset.dims, dataset.dtype, dataset.shape)
+                if dataset.data is not None:
+                    whole.update(json.dumps(dataset.data.tolist()).encode())
+                else:
+                    for block in self._blocks(self._places[dataset.path]):
+                        whole.update(block)
+        for output in self.layout.row.outputs:
+            path = f"/series/{output.name}"
+            _enter(whole, path, output.dims, output.dtype, output.shape)
+        sums = self.read("/tasks/checksum").reshape(-1)
+        whole.update(np.where(self.status == DONE, sums, 0).tobytes())
+        return whole.hexdigest()
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file)
+
+    def _note(self, name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            offset = item.id.get_offset()
+            if offset is not None and item.dtype.kind != "O":
+                self._places[f"/{name}"] = Place(int(offset), item.shape, item.dtype)
+
+    def _write_tasks(self, path: str, first: int, values: NDArray[Any]) -> None:
+        """Write entries of a dataset that has one per task (or per failure)."""
+        place = self._places[path]
+        data = np.ascontiguousarray(values, place.dtype)
+        size = data.nbytes // len(data)
+        self._write(data, place.offset + first * size)
+
+    def _set_status(self, first: int, count: int, status: int) -> None:
+        self.status[first : first + count] = status
+        values = np.full(count, status, np.uint8)
+        self._write_tasks("/tasks/status", first, values)
+
+    def _write(self, data: NDArray[Any], offset: int) -> None:
+        view = memoryview(data.reshape(-1).view(np.uint8))
+        while view:
+            written = os.pwrite(self._file, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _read_into(self, data: NDArray[Any], offset: int) -> None:
+        view = memoryview(data.reshape(-1).view(np.uint8))
+        while view:
+            got = os.preadv(self._file, [view], offset)
+            if got == 0:
+                raise OSError(errno.EIO, "the file is shorter than it was", self.path)
+            view, offset = view[got:], offset + got
+
+    def _blocks(self, place: Place) -> Iterator[bytes]:
+        left = int(np.prod(place.shape, dtype=np.int64)) * place.dtype.itemsize
+        offset = place.offset
+        while left > 0:
+            block = os.pread(self._file, min(left, BLOCK), offset)
+            if not block:
+                raise OSError(errno.EIO, "the file is shorter than it was", self.path)
+            left, offset = left - len(block), offset + len(block)
+            yield block
+
+
+def open_file(path: Path, mode: str = "r", comm: Comm | None = None) -> h5py.File:
+    """Open the file with HDF5, by all ranks of a communicator where one is given.
+
+    Raises SpecError where it is no HDF5 file.
+    """
+    try:
+        if comm is not None:
+            return h5py.File(path, mode, driver="mpio", comm=comm.raw)
+        return h5py.File(path, mode, locking=False)
+    except FileNotFoundError:
+        raise SpecError([Fault("", "there is no such file")], str(path)) from None
+    except OSError as error:
+        if error.errno not in (None, 0):
+            reason = os.strerror(error.errno or 0)
+            raise SpecError([Fault("", f"cannot be opened: {reason}")], str(path)) from None
+        text = "is no HDF5 file, or a damaged one; move it away or use --fresh"
+        raise SpecError([Fault("", text)], str(path)) from None
+
+
+def lay_down(
+    path: Path, layout: Layout, attributes: Mapping[str, Any], *, slim: bool = False
+) -> Path:
+    """Make the file with all its datasets under a name that says it is new.
+
+    Returns that name.  The whole size is reserved before anything is computed: a full
+    disk is an OSError here and now.  A ``slim`` file has no rows of outputs that are
+    not kept.
+    """
+    new = path.with_name(path.name + NEW)
+    datasets = list(layout.datasets(slim=slim))
+    with h5py.File(new, "w", locking=False) as file:
+        file.attrs["mpiens_format"] = FORMAT
+        file.attrs["spec"] = layout.spec.to_json()
+        file.attrs["outputs"] = json.dumps(
+            [dataclasses.asdict(o) for o in layout.row.outputs]
+        )
+        file.attrs["parameter_names"] = json.dumps(list(layout.parameters))
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        for dataset in datasets:
+            _create(file, dataset)
+        for dataset in datasets:
+            _attach(file, dataset)
+    _reserve(new, datasets)
+    return new
+
+
+def _create(file: h5py.File, dataset: Dataset) -> None:
+    """Create one dataset: contiguous, its space set aside, no time stamp."""
+    if dataset.data is not None and np.dtype(dataset.dtype).kind == "O":
+        item = file.create_dataset(
+            dataset.path, data=list(dataset.data), dtype=h5py.string_dtype()
+        )
+    else:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_layout(h5py.h5d.CONTIGUOUS)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # filled in _reserve
+        plist.set_obj_track_times(False)
+        dtype = np.dtype(dataset.dtype)
+        space = h5py.h5s.create_simple(dataset.shape)
+        group = file.require_group(os.path.dirname(dataset.path) or "/")  # noqa: PTH120
+        name = dataset.path.rpartition("/")[2].encode()
+        kind = h5py.h5t.py_create(dtype, logical=True)
+        identifier = h5py.h5d.create(group.id, name, kind, space, plist)
+        item = h5py.Dataset(identifier)
+        if dataset.fill is not None:
+            item.attrs["_FillValue"] = np.array(dataset.fill, dtype)
+    for name, value in dataset.attributes.items():
+        item.attrs[name] = value
+
+
+def _attach(file: h5py.File, dataset: Dataset) -> None:
+    """Name the dimensions of a dataset by the coordinates at the root."""
+    item = file[dataset.path]
+    if dataset.dims == (dataset.path.lstrip("/"),):
+        item.make_scale(dataset.dims[0])
+        return
+    for axis, name in enumerate(dataset.dims):
+        item.dims[axis].attach_scale(file[f"/{name}"])
+
+
+def _reserve(path: Path, datasets: list[Dataset]) -> None:
+    """Reserve the file's space on disk and fill in what stands for nothing yet."""
+    places: dict[str, int] = {}
+    with h5py.File(path, "r", locking=False) as file:
+        for dataset in datasets:
+            offset = file[dataset.path].id.get_offset()
+            if offset is not None and np.dtype(dataset.dtype).kind != "O":
+                places[dataset.path] = offset
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        for dataset in datasets:
+            if dataset.path not in places:
+                continue
+            if dataset.data is not None:
+                data = np.ascontiguousarray(dataset.data)
+                os.pwrite(handle, data.tobytes(), places[dataset.path])
+            elif dataset.fill is not None:
+                _fill(handle, places[dataset.path], dataset)
+    finally:
+        os.close(handle)
+
+
+def _fill(handle: int, offset: int, dataset: Dataset) -> None:
+    dtype = np.dtype(dataset.dtype)
+    block = np.full(BLOCK // dtype.itemsize, dataset.fill, dtype).tobytes()
+    for start in range(0, dataset.nbytes, BLOCK):
+        part = block[: min(BLOCK, dataset.nbytes - start)]
+        os.pwrite(handle, part, offset + start)
+
+
+def _read_layout(file: h5py.File) -> Layout:
+    """Return the layout of a file: its spec, parameters and outputs."""
+    folder = file.attrs.get("folder", "")
+    reading = decode(file.attrs["spec"], f"{folder}/spec.json", is_json=True)
+    spec = reading.require()
+    outputs = []
+    for fields in json.loads(file.attrs["outputs"]):
+        lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        outputs.append(Output(**(fields | lists)))
+    parameters = {}
+    for name, item in file.get("parameters", {}).items():
+        text = h5py.check_string_dtype(item.dtype) is not None
+        values = item.asstr()[:] if text else item[:]
+        parameters[name] = tuple(json.loads(v) if text else v.item() for v in values)
+    order = json.loads(file.attrs["parameter_names"])
+    return Layout(spec, {n: parameters[n] for n in order}, Row(tuple(outputs)))
+
+
+def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:
+    """Enter name, dimensions, type and shape of something into a digest."""
+    kind = "text" if np.dtype(dtype).kind == "O" else np.dtype(dtype).str
+    whole.update(json.dumps([path, list(dims), kind, list(shape)]).encode())
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file and see to it that the name is on the disk."""
+    source.replace(target)
+    with contextlib.suppress(OSError):
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Write attributes of the root group."""
+    with h5py.File(path, "r+", locking=False) as file:
+        for name, value in attributes.items():
+            file.attrs[name] = value

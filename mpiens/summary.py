@@ -1,0 +1,286 @@
+"""From stored rows to what is shown: summaries, bands, comparisons.
+
+The ranks of a team take slabs in turn, through parallel HDF5 where the team is more
+than one; a team of one does the same alone.  The numbers do not depend on the team.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens import bands
+from mpiens.layout import DONE, Layout, Output, checksum
+from mpiens.store import Store, open_file
+
+if TYPE_CHECKING:
+    from mpiens.mpi import Comm
+
+BUDGET = 8 << 20  # bytes of samples that a rank reads at once
+
+Selection = tuple[slice, ...]
+Pieces = dict[str, tuple[Selection, NDArray[np.float64]]]
+Status = NDArray[np.uint8]
+
+
+class WriteError(OSError):
+    """The file could not be written, or does not hold what was written."""
+
+
+class Hyperslabs:
+    """The result file, opened by a team that reads slabs and writes them together."""
+
+    def __init__(self, team: Comm, path: Path) -> None:
+        self._team = team
+        self._parallel = team.size > 1
+        self._file = open_file(path, "r+", team if self._parallel else None)
+        self._written: list[tuple[str, Selection, int]] = []
+
+    def read(self, path: str, selection: Selection) -> NDArray[Any]:
+        """Read a slab, independently of the others."""
+        data: NDArray[Any] = self._file[path][selection]
+        return data
+
+    def write(self, paths: list[str], make: Callable[[], Pieces]) -> None:
+        """Write what ``make`` returns: some of the datasets, one slab of each.
+
+        Collective: every rank names the same paths.  Raises WriteError on every rank
+        where one of them could not go on, so that none waits for ever.
+        """
+        pieces = self._agree(make)
+        for path in paths:
+            piece = pieces.get(path)
+            self._agree(lambda path=path, piece=piece: self._put(path, piece))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Flush, read back what this rank wrote, and close.  Collective."""
+        self._agree(self._file.flush)
+        self._agree(self._check)
+        self._team.barrier()  # a close that fails on one rank only would be a crash
+        self._file.close()
+
+    def _agree(self, act: Callable[[], Any]) -> Any:
+        """Do something on every rank; WriteError on all where one of them fails."""
+        result, error = None, None
+        try:
+            result = act()
+        except Exception as caught:
+            error = caught
+        if not self._team.all_true(error is None):
+            raise WriteError(f"writing failed: {error or 'on another rank'}") from error
+        return result
+
+    def _put(self, path: str, piece: tuple[Selection, NDArray[np.float64]] | None) -> None:
+        dataset = self._file[path]
+        space = dataset.id.get_space()
+        if piece is None:
+            data = np.zeros(1)
+            memory = h5py.h5s.create_simple((1,))
+            memory.select_none()
+            space.select_none()
+        else:
+            selection, data = piece
+            data = np.ascontiguousarray(data, dtype=dataset.dtype)
+            start = tuple(part.start for part in selection)
+            count = tuple(part.stop - part.start for part in selection)
+            memory = h5py.h5s.create_simple(count)
+            space.select_hyperslab(start, count)
+            self._written.append((path, selection, zlib.crc32(data.tobytes())))
+        transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+        if self._parallel:
+            transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+        dataset.id.write(memory, space, data, dxpl=transfer)
+
+    def _check(self) -> None:
+        for path, selection, expected in self._written:
+            if zlib.crc32(self.read(path, selection).tobytes()) != expected:
+                raise WriteError(f"{path} does not hold what was written to it")
+
+
+def summarise_rows(
+    team: Comm, path: Path, layout: Layout, status: Status
+) -> list[int]:
+    """Compute the summaries of every task, and check its row.  Collective.
+
+    Returns, on the root, the tasks whose rows do not have their checksums.
+    """
+    file = Hyperslabs(team, path)
+    done = status.reshape(layout.by_task) == DONE
+    size = max(1, layout.row.dtype.itemsize)
+    slabs = [
+        (scenario, part)
+        for scenario in range(layout.by_task[0])
+        for (part,) in cut((layout.by_task[1],), BUDGET // size)
+    ]
+    paths = [f"/summary/{output.name}/{kind}" for output, kind in layout.summaries()]
+    broken: list[int] = []
+    for slab in _take_turns(team, slabs):
+
+        def make(slab: tuple[int, slice] | None = slab) -> Pieces:
+            if slab is None:
+                return {}
+            scenario, part = slab
+            rows = _read_rows(file, layout, scenario, part)
+            broken.extend(_find_broken(file, layout, scenario, part, rows, done))
+            return _summarise_slab(layout, scenario, part, rows, done)
+
+        file.write(paths, make)
+    file.close()
+    found = team.gather(broken)
+    return sorted(task for tasks in found for task in tasks) if found else []
+
+
+def make_bands(team: Comm, path: Path, layout: Layout, status: Status) -> None:
+    """Compute every band, and the mean and deviation beside it.  Collective."""
+    file = Hyperslabs(team, path)
+    done = status.reshape(layout.by_task) == DONE
+    for output in layout.row.outputs:
+        name = f"/bands/{output.name}"
+        itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
+        slabs = [
+            (scenario, part)
+            for scenario in range(layout.by_task[0])
+            for part in cut(output.shape, BUDGET // itemsize)
+        ]
+        for slab in _take_turns(team, slabs):
+
+            def make(
+                slab: tuple[int, Selection] | None = slab,
+                name: str = name,
+                output: Output = output,
+            ) -> Pieces:
+                if slab is None:
+                    return {}
+                scenario, part = slab
+                here = slice(scenario, scenario + 1)
+                whole = (here, slice(0, layout.by_task[1]), *part)
+                read = file.read(f"/series/{output.name}", whole)[0][done[scenario]]
+                samples = np.ascontiguousarray(np.moveaxis(read, 0, -1), dtype=float)
+                levels = layout.spec.bands.levels
+                return {
+                    name: (
+                        (here, slice(0, len(levels)), *part),
+                        bands.quantiles(samples, levels),
+                    ),
+                    f"{name}.mean": ((here, *part), bands.mean(samples)),
+                    f"{name}.std": ((here, *part), bands.deviation(samples)),
+                }
+
+            file.write([name, f"{name}.mean", f"{name}.std"], make)
+    file.close()
+
+
+def compare(store: Store) -> None:
+    """Add bands of summaries, differences against the baseline, and their bands.
+
+    Done by the root: a summary is one number a task.
+    """
+    layout = store.layout
+    done = store.status.reshape(layout.by_task) == DONE
+    store.write_all("/tasks/done", done.sum(axis=1))
+    for output, kind in layout.summaries():
+        path = f"{output.name}/{kind}"
+        for scenario in range(layout.by_task[0]):
+            own = store.read_scenario(f"/summary/{path}", scenario)
+            _write_statistics(
+                store, f"/summary/{path}", scenario, own[done[scenario]]
+            )
+            baseline = layout.spec.baselines[scenario]
+            if baseline is None:
+                continue
+            other = store.read_scenario(f"/summary/{path}", baseline)
+            both = done[scenario] & done[baseline]
+            difference = np.where(both, own - other, np.nan)
+            store.write_scenario(f"/comparison/{path}", scenario, difference)
+            _write_statistics(
+                store, f"/comparison/{path}", scenario, difference[both]
+            )
+
+
+def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:
+    """Cut an array into blocks of at most so many elements (or of one)."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    if inner > limit:
+        for index in range(shape[0]):
+            for rest in cut(shape[1:], limit):
+                yield slice(index, index + 1), *rest
+        return
+    step = max(1, limit // max(1, inner))
+    whole = tuple(slice(0, size) for size in shape[1:])
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0])), *whole
+
+
+def _take_turns(team: Comm, slabs: list[Any]) -> Iterator[Any]:
+    """Yield this rank's slabs, and None where others still have one."""
+    for first in range(0, len(slabs), team.size):
+        index = first + team.rank
+        yield slabs[index] if index < len(slabs) else None
+
+
+def _read_rows(
+    file: Hyperslabs, layout: Layout, scenario: int, part: slice
+) -> NDArray[np.void]:
+    """Read whole rows of some replicates of one scenario."""
+    rows = np.zeros(part.stop - part.start, layout.row.dtype)
+    for output in layout.row.outputs:
+        whole = tuple(slice(0, size) for size in output.shape)
+        here = (slice(scenario, scenario + 1), part, *whole)
+        rows[output.name] = file.read(f"/series/{output.name}", here)[0]
+    return rows
+
+
+def _find_broken(
+    file: Hyperslabs,
+    layout: Layout,
+    scenario: int,
+    part: slice,
+    rows: NDArray[np.void],
+    done: NDArray[np.bool_],
+) -> Iterator[int]:
+    here = (slice(scenario, scenario + 1), part)
+    sums = file.read("/tasks/checksum", here)[0]
+    for index, replicate in enumerate(range(part.start, part.stop)):
+        if done[scenario, replicate]:
+            row = rows[index : index + 1].tobytes()
+            if checksum(row) != int(sums[index]):
+                yield layout.spec.number(scenario, replicate)
+
+
+def _summarise_slab(
+    layout: Layout,
+    scenario: int,
+    part: slice,
+    rows: NDArray[np.void],
+    done: NDArray[np.bool_],
+) -> Pieces:
+    pieces: Pieces = {}
+    here = (slice(scenario, scenario + 1), part)
+    for output, kind in layout.summaries():
+        steps = output.shape[0] if output.shape else 1
+        values = rows[output.name].reshape(len(rows), steps).astype(float)
+        numbers = bands.summarise(
+            kind, values, np.arange(steps, dtype=float), padded=output.padded
+        )
+        numbers[~done[scenario, part]] = np.nan
+        pieces[f"/summary/{output.name}/{kind}"] = (here, numbers[None, :])
+    return pieces
+
+
+def _write_statistics(
+    store: Store, path: str, scenario: int, samples: NDArray[np.float64]
+) -> None:
+    levels = store.layout.spec.bands.levels
+    store.write_scenario(f"{path}.bands", scenario, bands.quantiles(samples, levels))
+    store.write_scenario(f"{path}.mean", scenario, bands.mean(samples))
+    store.write_scenario(f"{path}.std", scenario, bands.deviation(samples))

@@ -1,0 +1,192 @@
+"""Read-only data that every node holds once, in memory its ranks share.
+
+The root's loader runs in a child process; what it returns is pickled with protocol 5.
+The buffers of its arrays travel straight into each node's window, and only the small
+skeleton around them goes to every rank.  A runner rebuilds the object from both: its
+arrays are read-only views on the window.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpiens.model import load
+from mpiens.runner import Channel, Ended, fork
+from mpiens.spec import Fault, Spec, SpecError, place
+
+if TYPE_CHECKING:
+    from mpiens.mpi import Comm
+
+ALIGNMENT = 64  # bytes; what vector units like
+CHUNK = 16 << 20
+_HEADER, _FAULTS = range(2)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles arrays that are not contiguous through a contiguous copy.
+
+    numpy itself would put their bytes into the skeleton, hence on every rank.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is np.ndarray and not value.dtype.hasobject:
+            flags = value.flags
+            if not (flags.c_contiguous or flags.f_contiguous):
+                return np.ascontiguousarray(value).__reduce_ex__(5)
+        return NotImplemented
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An object as a skeleton and the buffers of its arrays."""
+
+    skeleton: bytes
+    buffers: list[memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window that the buffers need, with their alignment."""
+        return _offsets([len(b) for b in self.buffers])[-1]
+
+
+def pack(value: Any) -> Packed:
+    """Split an object into a skeleton and buffers."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    return Packed(stream.getvalue(), [b.raw() for b in buffers])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The shared data as a rank holds it: call it to get the object."""
+
+    skeleton: bytes
+    sizes: tuple[int, ...]
+    window: memoryview
+
+    def __call__(self) -> Any:
+        """Rebuild the object; its arrays are read-only views on the window."""
+        offsets = _offsets(list(self.sizes))
+        read_only = self.window.toreadonly()
+        buffers = [
+            read_only[offset : offset + size]
+            for offset, size in zip(offsets, self.sizes, strict=False)
+        ]
+        return pickle.loads(self.skeleton, buffers=buffers)
+
+
+def nothing() -> None:
+    """Return the shared data of an ensemble that has none."""
+    return None
+
+
+def share(comm: Comm, spec: Spec) -> Callable[[], Any]:
+    """Load the shared data of a spec once, place it once per node, and return it.
+
+    Collective.  Raises SpecError on all ranks where the loader fails on the root.
+    """
+    if spec.shared is None:
+        return nothing
+    source = _Loader(spec) if comm.rank == 0 else None
+    header = comm.bcast(source.header() if source else None)
+    if isinstance(header, SpecError):
+        raise header
+    skeleton, sizes = header
+    nbytes = _offsets(list(sizes))[-1]
+    if nbytes == 0:
+        return Shared(skeleton, sizes, memoryview(b""))
+    node = comm.node()
+    leaders = comm.leaders(node)
+    window = node.allocate_shared(nbytes)
+    for start in range(0, nbytes, CHUNK):
+        part = window[start : start + CHUNK]
+        if source is not None:
+            source.read_into(part)
+        if leaders is not None and leaders.size > 1:
+            leaders.bcast_into(part)
+    node.barrier()
+    return Shared(skeleton, sizes, window)
+
+
+class _Loader:
+    """The child of the root that runs the user's loader and streams its buffers.
+
+    In a child, since what a loader leaves behind (modules, memory, faults) is then
+    gone when it is done.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        mine, theirs = socket.socketpair()
+
+        def body() -> None:
+            mine.close()
+            os.dup2(2, 1)  # what a loader prints is no answer
+            _stream(Channel(theirs), spec)
+
+        self._pid = fork(body)
+        theirs.close()
+        self._channel = Channel(mine)
+
+    def header(self) -> tuple[bytes, tuple[int, ...]] | SpecError:
+        """Return (skeleton, sizes of the buffers), or what is wrong."""
+        try:
+            kind, data = self._channel.receive()
+        except Ended:
+            _, status = os.waitpid(self._pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            text = f"the loader's process ended with code {code} and left nothing"
+            return SpecError([Fault(place("shared", "loader"), text)])
+        if kind == _FAULTS:
+            os.waitpid(self._pid, 0)
+            return SpecError(pickle.loads(data))
+        (count,) = struct.unpack_from("<q", data)
+        sizes = struct.unpack_from(f"<{count}q", data, 8)
+        return bytes(data[8 + 8 * count :]), sizes
+
+    def read_into(self, part: memoryview) -> None:
+        """Receive the next bytes of the window."""
+        while part:
+            got = self._channel.socket.recv_into(part, 0, socket.MSG_WAITALL)
+            if got == 0:
+                raise RuntimeError("the loader's process ended while it sent its data")
+            part = part[got:]
+
+
+def _stream(channel: Channel, spec: Spec) -> None:
+    """Load in the child, and send the header and then the window's bytes."""
+    try:
+        packed = pack(load(spec.shared, spec.folder))
+    except SpecError as error:
+        channel.send(_FAULTS, pickle.dumps(error.faults))
+        return
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        text = f"returned what cannot be pickled: {error}"
+        fault = Fault(place("shared", "loader"), text)
+        channel.send(_FAULTS, pickle.dumps([fault]))
+        return
+    sizes = [len(b) for b in packed.buffers]
+    header = struct.pack(f"<{len(sizes) + 1}q", len(sizes), *sizes)
+    channel.send(_HEADER, header + packed.skeleton)
+    offsets = _offsets(sizes)
+    for index, buffer in enumerate(packed.buffers):
+        channel.socket.sendall(buffer)
+        gap = offsets[index + 1] - offsets[index] - len(buffer)
+        channel.socket.sendall(bytes(gap))
+
+
+def _offsets(sizes: list[int]) -> list[int]:
+    """Return where each buffer begins, and at last where all of them end."""
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
+    return offsets
