@@ -33,15 +33,14 @@ def quantiles(samples: Floats, levels: Sequence[float]) -> Floats:
     ordered = np.sort(samples, axis=-1)
     undefined = np.isnan(ordered[..., -1])  # NaNs are sorted to the end
     with np.errstate(invalid="ignore"):  # infinities are the user's own
-        for row, level in zip(result, levels, strict=True):
+        for index, level in enumerate(levels):
             position = (count - 1) * np.float64(level)
             below = int(np.floor(position))
             above = min(below + 1, count - 1)
-            row[...] = _interpolate(
-                ordered[..., below], ordered[..., above], position - below
-            )
-            row += 0.0  # a sort may return either zero; let it be the positive one
-            row[undefined] = np.nan
+            share = position - below
+            found = _interpolate(ordered[..., below], ordered[..., above], share)
+            # a sort may return either zero; let it be the positive one
+            result[index] = np.where(undefined, np.nan, found + 0.0)
     return result
 
 

@@ -133,9 +133,9 @@ class Comm:
 
     def all_true(self, flag: bool) -> bool:
         """Return whether the flag is true on every rank."""
-        mine, least = bytearray([flag]), bytearray(1)
-        _wait(self.raw.Iallreduce([mine, MPI.BYTE], [least, MPI.BYTE], op=MPI.MIN))
-        return bool(least[0])
+        mine, both = bytearray([flag]), bytearray(1)
+        _wait(self.raw.Iallreduce([mine, MPI.BYTE], [both, MPI.BYTE], op=MPI.BAND))
+        return bool(both[0])
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return the objects of all ranks on the root, None elsewhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 PERIOD = 30.0  # seconds between two lines of a log; the first come sooner
@@ -21,7 +21,7 @@ class Tally:
     finished: int = 0
     failed: int = 0
     busy: float = 0.0  # seconds that tasks took, over all ranks
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
     def elapsed(self) -> float:
         """Seconds since the first task was dealt."""

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from mpiens import streams
 from mpiens.layout import RECORD, Described, Row, checksum, describe
 from mpiens.model import Model, format_failure
-from mpiens.spec import Spec
+from mpiens.spec import Fault, Spec, SpecError, place
 
 Tasks = NDArray[np.int64]
 
@@ -132,6 +132,18 @@ class Channel:
                 raise
         return frames
 
+    def receive_into(self, part: memoryview) -> None:
+        """Wait for raw bytes that follow a frame, and put them straight into memory."""
+        early = self._received[: len(part)]
+        part[: len(early)] = early
+        del self._received[: len(early)]
+        part = part[len(early) :]
+        while part:
+            got = self.socket.recv_into(part)
+            if got == 0:
+                raise Ended
+            part = part[got:]
+
     def _fill(self, flags: int = 0) -> None:
         try:
             data = self.socket.recv(_BUFFER, flags)
@@ -176,6 +188,39 @@ def fork(body: Callable[[], None]) -> int:
         with suppress(BaseException):
             sys.stderr.flush()
         os._exit(code)
+
+
+def ask_child(question: Callable[[], Any]) -> Any:
+    """Return what a function returns in a child process, or raise its SpecError.
+
+    For what runs a user's code before any runner does: it leaves nothing behind here.
+    """
+    mine, theirs = socket.socketpair()
+
+    def body() -> None:
+        mine.close()
+        os.dup2(2, 1)  # what the user's code prints is no answer
+        try:
+            answer = (question(), None)
+        except SpecError as error:
+            answer = (None, error)
+        Channel(theirs).send(BATCH, pickle.dumps(answer))
+
+    pid = fork(body)
+    theirs.close()
+    try:
+        _, data = Channel(mine).receive()
+    except Ended:
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        text = f"importing the model ended its process with code {code}"
+        raise SpecError([Fault(place("ensemble", "model"), text)]) from None
+    os.waitpid(pid, 0)
+    mine.close()
+    result, error = pickle.loads(data)
+    if error is not None:
+        raise error
+    return result
 
 
 def die_with(parent: int) -> None:

@@ -104,6 +104,8 @@ def share(comm: Comm, spec: Spec) -> Callable[[], Any]:
     skeleton, sizes = header
     nbytes = _offsets(list(sizes))[-1]
     if nbytes == 0:
+        if source is not None:
+            source.close()
         return Shared(skeleton, sizes, memoryview(b""))
     node = comm.node()
     leaders = comm.leaders(node)
@@ -114,6 +116,8 @@ def share(comm: Comm, spec: Spec) -> Callable[[], Any]:
             source.read_into(part)
         if leaders is not None and leaders.size > 1:
             leaders.bcast_into(part)
+    if source is not None:
+        source.close()
     node.barrier()
     return Shared(skeleton, sizes, window)
 
@@ -155,11 +159,12 @@ class _Loader:
 
     def read_into(self, part: memoryview) -> None:
         """Receive the next bytes of the window."""
-        while part:
-            got = self._channel.socket.recv_into(part, 0, socket.MSG_WAITALL)
-            if got == 0:
-                raise RuntimeError("the loader's process ended while it sent its data")
-            part = part[got:]
+        self._channel.receive_into(part)
+
+    def close(self) -> None:
+        """Collect the child, which has nothing left to send."""
+        self._channel.socket.close()
+        os.waitpid(self._pid, 0)
 
 
 def _stream(channel: Channel, spec: Spec) -> None:

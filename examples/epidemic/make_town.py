@@ -96,7 +96,9 @@ def draw_households(rng: np.random.Generator) -> Ints:
 
 def draw_areas(rng: np.random.Generator) -> NDArray[np.float32]:
     """Floor area of every place, in square metres."""
-    medians = np.repeat([k.area for k in KINDS.values()], [k.rooms for k in KINDS.values()])
+    medians = np.repeat(
+        [k.area for k in KINDS.values()], [k.rooms for k in KINDS.values()]
+    )
     return (medians * rng.lognormal(0.0, 0.3, medians.size)).astype(np.float32)
 
 
@@ -160,17 +162,27 @@ def plan_day(rng: np.random.Generator, people: People, *, weekend: bool) -> Ints
         return rng.integers(low, high, AGENTS, dtype=np.int32, endpoint=True)
 
     at_work = someone(0.12 if weekend else 0.80) & people.works
-    at_school = (someone(0.96) & people.learns) if not weekend else np.False_
+    at_school = someone(0.0 if weekend else 0.96) & people.learns
     stay(at_work, people.base, people.starts, between(7, 9))
     stay(at_work & someone(0.25), haunt("restaurant"), people.starts + 4, between(1, 1))
-    stay(at_school & people.learns, people.base, people.starts, between(6, 7))
+    stay(at_school, people.base, people.starts, between(6, 7))
 
     busy = at_work | at_school
     stay(~busy & someone(0.5), haunt("shop"), between(9, 16), between(1, 2))
     stay(someone(0.35), haunt("shop"), between(17, 20), between(1, 1))
     more = 1.4 if weekend else 1.0
-    stay(someone(0.5 * more * people.outgoing), haunt("restaurant"), between(18, 20), between(1, 2))
-    stay(someone(0.7 * more * people.outgoing), haunt("leisure"), between(18, 21), between(2, 3))
+    stay(
+        someone(0.5 * more * people.outgoing),
+        haunt("restaurant"),
+        between(18, 20),
+        between(1, 2),
+    )
+    stay(
+        someone(0.7 * more * people.outgoing),
+        haunt("leisure"),
+        between(18, 21),
+        between(2, 3),
+    )
     return plan
 
 

@@ -53,7 +53,7 @@ def load(path: str) -> Town:
         return Town(first_closable=int(file.attrs["first_closable"]), **arrays)
 
 
-def simulate(
+def simulate(  # noqa: PLR0913
     rng: np.random.Generator,
     shared: Town,
     *,
@@ -64,7 +64,7 @@ def simulate(
     closing_hour: int = 24,
     introduced: int = 15,
 ) -> dict[str, Floats]:
-    """Play one epidemic and count it at the end of every day.
+    """Play one epidemic and count it day by day.
 
     beta          hazard of sharing one square metre with one case for one hour
     home_beta     hazard of a night at home with one case
@@ -72,25 +72,23 @@ def simulate(
     closing_hour  hour from which shops, restaurants and leisure are closed
     introduced    agents who are infected on day 0 by people from elsewhere
     """
-    town, agents = shared, shared.household.size
+    agents = shared.household.size
     people = draw_people(rng, agents)
     infected_on = np.full(agents, np.inf)
     infected_on[rng.choice(agents, introduced, replace=False)] = 0
-    hazard = beta * (1.0 - mask) / town.area
+    hazard = beta * (1.0 - mask) / shared.area
 
     dose = np.zeros(agents)
     new, prevalence = np.zeros(days), np.zeros(days)
     for day in range(days):
-        infectious_from = infected_on + people.latent
-        recovered_from = infectious_from + people.infectious
-        infectious = (infectious_from <= day) & (day < recovered_from)
+        infectious = is_infectious(people, infected_on, day)
         shedding = np.where(infectious, people.infectiousness, 0.0)
-
         for hour in range(24):
-            add_visits(dose, town, day, hour, closing_hour, hazard, shedding)
-        dose += home_beta * shed_at_home(town, shedding)
+            visitors, places = visits(shared, day, hour, closing_hour)
+            add_contacts(dose, visitors, places, hazard, shedding)
+        dose += home_beta * shed_at_home(shared, shedding)
 
-        # Nobody is infectious on the day of infection: once a day is often enough.
+        # Nobody infects others on the day of infection: once a day is often enough.
         caught = np.isinf(infected_on) & (dose > people.resistance)
         infected_on[caught] = day
         new[day] = np.count_nonzero(caught)
@@ -119,27 +117,33 @@ def draw_people(rng: np.random.Generator, agents: int) -> People:
     )
 
 
-def add_visits(
-    dose: Floats,
-    town: Town,
-    day: int,
-    hour: int,
-    closing_hour: int,
-    hazard: Floats,
-    shedding: Floats,
-) -> None:
-    """Add to each visitor's dose what the others shed in the same place and hour."""
+def is_infectious(people: People, infected_on: Floats, day: int) -> NDArray[np.bool_]:
+    """Tell who is infectious on this day; `infected_on` is inf without infection."""
+    begin = infected_on + people.latent
+    return (begin <= day) & (day < begin + people.infectious)
+
+
+def visits(town: Town, day: int, hour: int, closing_hour: int) -> tuple[Ints, Ints]:
+    """Return who is where in one hour, as (visitors, places)."""
     hour_of_month = (24 * day + hour) % (town.start.size - 1)
     first, last = town.start[hour_of_month : hour_of_month + 2]
     if hour >= closing_hour:  # an hour's visits end with those that can be closed
         last = first + np.searchsorted(town.place[first:last], town.first_closable)
-    agents, places = town.agent[first:last], town.place[first:last]
+    return town.agent[first:last], town.place[first:last]
 
-    # Most places have no case in most hours: only the others cost anything.
-    cases = np.flatnonzero((shedding > 0).take(agents))
-    shed = np.bincount(places[cases], shedding[agents[cases]], town.area.size)
+
+def add_contacts(
+    dose: Floats, visitors: Ints, places: Ints, hazard: Floats, shedding: Floats
+) -> None:
+    """Add to each visitor's dose what is shed in the same place in one hour.
+
+    `hazard` is that of every place, for one infectious visitor.
+    """
+    # In most hours most places have no case: only the others cost anything.
+    cases = np.flatnonzero((shedding > 0).take(visitors))
+    shed = np.bincount(places[cases], shedding[visitors[cases]], hazard.size)
     met = np.flatnonzero((shed > 0).take(places))
-    np.add.at(dose, agents.take(met), (hazard * shed).take(places.take(met)))
+    np.add.at(dose, visitors.take(met), (hazard * shed).take(places.take(met)))
 
 
 def shed_at_home(town: Town, shedding: Floats) -> Floats:

@@ -1,0 +1,393 @@
+"""The main job: run an ensemble, or go on with one, until its file is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpiens import growth, model, mpi, provenance, store, summary, window
+from mpiens.expression import Expression
+from mpiens.layout import DONE, FAILED, PENDING, Described, Layout, Row, settle
+from mpiens.progress import Tally, format_seconds, show_progress
+from mpiens.runner import Batch, Failure, Inline, Process, Tasks, ask_child
+from mpiens.spec import Fault, Spec, SpecError, locate_faults, place, read
+from mpiens.store import PARTIAL, Store
+from mpiens.workqueue import Manager, Worker, work
+
+COMPLETE, SOME_FAILED = 0, 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for on the command line."""
+
+    spec: Path
+    output: Path | None = None
+    fresh: bool = False
+    retry_failed: bool = False
+    accept_model_change: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The result file."""
+        return self.output or Path(f"{self.spec.stem}.h5")
+
+
+def run(comm: mpi.Comm, request: Request) -> int:
+    """Run an ensemble to its end, or go on with it; return the exit code.  Collective.
+
+    Raises SpecError, on every rank, where the user's input is wrong.
+    """
+    root = Root(comm.size, request) if comm.rank == 0 else None
+    spec = _tell_all(comm, root and root.prepare)
+    if spec is not None:  # else there is nothing left to do
+        shared = window.share(comm, spec)
+        complete = False
+        while not complete:
+            _simulate(comm, spec, shared, root)
+            complete = _conclude(comm, root)
+    return int(_tell_all(comm, root and root.finish))
+
+
+def _simulate(
+    comm: mpi.Comm, spec: Spec, shared: Callable[[], Any], root: Root | None
+) -> None:
+    """Run every pending task: the part of a run that takes the time."""
+    start = Process if spec.limits.isolation == "process" else Inline
+    worker = Worker(
+        start=lambda: start(spec, shared),
+        retries=spec.limits.retries,
+        task_seconds=spec.limits.task_seconds,
+    )
+    with contextlib.closing(worker):
+        if root is None:
+            work(comm, worker, mpi.Backoff())
+        else:
+            root.begin()
+            manager = Manager(comm, worker, root, root.pending, root.row)
+            manager.run(mpi.Backoff())
+
+
+def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
+    """Make summaries and bands; False where rows proved broken, to be run again."""
+    scene = _tell_all(comm, root and root.scene)
+    team = comm if comm.size > 1 and h5py.get_config().mpi else None
+    if team is None and root is not None:
+        team = mpi.alone()
+    broken = summary.summarise_rows(team, *scene) if team else []
+    if _tell_all(comm, root and (lambda: root.redo(broken))):
+        return False
+    if team:
+        summary.make_bands(team, *scene)
+    comm.barrier()
+    return True
+
+
+def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
+    """Let the root do something; its result, or its SpecError, is everybody's."""
+    outcome: Any = None
+    if act is not None:
+        try:
+            outcome = (act(), None)
+        except SpecError as error:
+            outcome = (None, error)
+    result, error = comm.bcast(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+class Root:
+    """What only the root knows and does: the spec, the file, and the tally."""
+
+    def __init__(self, ranks: int, request: Request) -> None:
+        self._request = request
+        self._ranks = ranks
+        self._store: Store | None = None
+        self._early: list[tuple[Failure, int]] = []  # before there was a file
+        self._costs: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        self._progress = show_progress()
+        self._tally: Tally | None = None
+
+    @property
+    def row(self) -> Row | None:
+        """What one task leaves, once that is known."""
+        return self._store.layout.row if self._store else None
+
+    @property
+    def pending(self) -> Tasks:
+        """The tasks to be run, in the order in which they are to be dealt."""
+        if self._store is None:
+            tasks = np.arange(self._spec.tasks)
+        else:
+            tasks = np.flatnonzero(self._store.status == PENDING)
+        if self._costs is not None:
+            scenarios = tasks // self._spec.replicates
+            longest_first = np.argsort(-self._costs[scenarios], kind="stable")
+            if self._store is None:  # the first one settles the layout
+                longest_first = np.r_[0, longest_first[longest_first != 0]]
+            tasks = tasks[longest_first]
+        return tasks.astype(np.int64)
+
+    def prepare(self) -> Spec | None:
+        """Read the spec and find out what is left to do; None where nothing is."""
+        request = self._request
+        reading = read(request.spec)
+        faults = list(reading.faults)
+        if reading.spec is not None:
+            spec = reading.spec
+            try:
+                signature = ask_child(lambda: model.inspect_model(spec))
+            except SpecError as error:
+                faults += locate_faults(error.faults, request.spec)
+        if reading.spec is None or faults:
+            raise SpecError(faults, str(request.spec))
+        self._spec = reading.spec
+        self._code = signature.code
+        self._parameters = model.fill_parameters(self._spec, signature)
+        self._costs = self._hint_costs()
+        if self._find_file():
+            return None
+        return self._spec
+
+    def begin(self) -> None:
+        """The first task is about to be dealt."""
+        done = 0 if self._store is None else int((self._store.status != PENDING).sum())
+        self._tally = Tally(self._spec.tasks, done, self._ranks)
+
+    def settle(self, described: Described | None) -> Row:
+        """Lay down the file, now that a first task has shown what it holds."""
+        row = settle(self._spec, described) if described else Row(())
+        self._store = self._lay_down(row, None)
+        for failure, rank in self._early:
+            self._store.fail(failure, rank)
+        return row
+
+    def write(self, batch: Batch, rank: int) -> None:
+        """Keep finished tasks."""
+        self._file.write(batch, rank)
+        self._count(len(batch.records), float(batch.records["seconds"].sum()))
+
+    def fail(self, failure: Failure, rank: int) -> None:
+        """Keep a failed task."""
+        if self._store is None:
+            self._early.append((failure, rank))
+        else:
+            self._store.fail(failure, rank)
+        self._count(1, failure.seconds, failed=1)
+
+    def tick(self) -> None:
+        """Show progress where it is time to."""
+        if self._tally is not None:
+            self._progress.update(self._tally)
+
+    def scene(self) -> tuple[Path, Layout, Any]:
+        """Return what all ranks need to make bands; every row is on the disk now."""
+        self._progress.close(self._running)
+        self._file.sync()
+        return self._file.path, self._file.layout, self._file.status
+
+    def redo(self, broken: list[int]) -> bool:
+        """Call tasks pending again whose rows are not what was written."""
+        if broken:
+            text = f"{len(broken)} rows do not have their checksums and are run again"
+            print(f"mpiens: {text}", file=sys.stderr)
+            self._file.forget(np.array(broken, dtype=np.int64))
+        return bool(broken)
+
+    def finish(self) -> int:
+        """Complete the file, give it its name, and say how it went."""
+        if self._tally is None:
+            failed = int((self._file.status == FAILED).sum())
+            text = f"{self._request.file} is complete: nothing to do"
+            print(f"mpiens: {text}", file=sys.stderr)
+            self._file.close()
+            return SOME_FAILED if failed else COMPLETE
+        file = self._file
+        summary.compare(file)
+        failed = int((file.status == FAILED).sum())
+        closing = {
+            "spec": self._spec.to_json(),
+            "digest": file.digest(),
+            **provenance.closing(self._tally.elapsed(), self._ranks),
+        }
+        path = file.path
+        store.set_attributes(path, closing)
+        if not all(output.keep for output in file.layout.row.outputs):
+            path = self._slim(file)
+        file.sync()
+        file.close()
+        store.replace(path, self._request.file)
+        if path != self._partial:
+            self._partial.unlink()
+        tally = self._tally
+        print(
+            f"mpiens: {tally.total:,} tasks, {failed} failed, "
+            f"in {format_seconds(tally.elapsed())} on {self._ranks} ranks: "
+            f"{tally.rate():,.0f} tasks/min, ranks {100 * tally.utilisation():.0f}% "
+            f"busy; {self._request.file}",
+            file=sys.stderr,
+        )
+        return SOME_FAILED if failed else COMPLETE
+
+    @property
+    def _file(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("no file has been laid down yet")
+        return self._store
+
+    @property
+    def _running(self) -> Tally:
+        if self._tally is None:
+            raise RuntimeError("no task has been dealt yet")
+        return self._tally
+
+    @property
+    def _partial(self) -> Path:
+        file = self._request.file
+        return file.with_name(file.name + PARTIAL)
+
+    def _count(self, tasks: int, seconds: float, failed: int = 0) -> None:
+        self._running.finished += tasks
+        self._running.failed += failed
+        self._running.busy += seconds
+
+    def _find_file(self) -> bool:
+        """Open the file to go on with, if any; True where it is complete already."""
+        if self._request.fresh:
+            return False
+        complete, partial = self._request.file, self._partial
+        old: Store | None = None
+        if complete.exists():
+            old = Store(complete)
+            change = self._compare(old)
+            again = self._request.retry_failed and (old.status == FAILED).any()
+            if change.none and not again:
+                self._store = old
+                return True
+        if partial.exists():
+            old = Store(partial, writable=True)
+            change = self._compare(old)
+        if old is None:
+            return False
+        if self._request.retry_failed:
+            failed = np.flatnonzero(old.status == FAILED)
+            old.status[failed] = PENDING
+        if not (old.status == DONE).any():
+            return False  # nothing to lose, and perhaps no outputs are known
+        if self._costs is None:
+            self._costs = _learn_costs(old, self._spec)
+        if change.relays or old.path == complete:
+            self._store = self._lay_down(None, old)
+            old.close()
+        else:
+            self._store = old
+            if self._request.retry_failed:
+                old.forget(failed)
+            old.forget(old.broken())
+        return False
+
+    def _compare(self, old: Store) -> growth.Change:
+        """Compare a file's spec with ours; SpecError where they cannot be one."""
+        before = old.layout
+        change = growth.compare(
+            before.spec, self._spec, before.parameters, self._parameters
+        )
+        ways = f"; use --fresh to start {old.path} over, or -o to write another file"
+        refused = list(change.refused)
+        faults = [Fault(where, f"has changed since it was begun{ways}") for where in refused]
+        changed = old.attributes.get("model_code") != self._code
+        if changed and not self._request.accept_model_change:
+            text = f"its code has changed since {old.path} was begun; "
+            text += "use --accept-model-change to go on all the same, or --fresh"
+            faults.append(Fault(place("ensemble", "model"), text))
+        dropped = [o.name for o in before.row.outputs if not o.keep]
+        if change.relays and dropped and "digest" in old.attributes:
+            text = f"rows of {dropped[0]!r} were not kept, so {old.path} cannot grow"
+            faults.append(Fault(place(f"outputs.{dropped[0]}", "keep"), text + ways))
+        if faults:
+            faults = locate_faults(faults, self._request.spec)
+            raise SpecError(faults, str(self._request.spec))
+        return change
+
+    def _lay_down(self, row: Row | None, old: Store | None) -> Store:
+        """Lay down a partial file, with the rows of an older one where there is one."""
+        if row is None and old is not None:
+            row = _renew(old.layout.row, self._spec)
+        spec_file = self._request.spec
+        opening = provenance.opening(spec_file, self._spec.folder, self._code)
+        layout = Layout(self._spec, self._parameters, row or Row(()))
+        new = store.lay_down(self._partial, layout, opening)
+        if old is not None:
+            fresh = Store(new, writable=True)
+            fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec))
+            fresh.sync()
+            fresh.close()
+        store.replace(new, self._partial)
+        return Store(self._partial, writable=True)
+
+    def _slim(self, file: Store) -> Path:
+        """Copy the file without the rows that are not kept."""
+        attributes = Store(file.path).attributes
+        own = ("mpiens_format", "spec", "outputs", "parameter_names")
+        rest = {name: v for name, v in attributes.items() if name not in own}
+        new = store.lay_down(self._request.file, file.layout, rest, slim=True)
+        slim = Store(new, writable=True)
+        slim.copy_all(file)
+        slim.sync()
+        slim.close()
+        return new
+
+    def _hint_costs(self) -> Any:
+        """Return the cost of a task of each scenario, where the user hints at it."""
+        if self._spec.limits.cost is None:
+            return None
+        expression = Expression(self._spec.limits.cost)
+        where = place("limits", "cost")
+        try:
+            return np.array(
+                [
+                    expression.value({n: v[i] for n, v in self._parameters.items()})
+                    for i in range(len(self._spec.scenarios))
+                ]
+            )
+        except ValueError as error:
+            faults = locate_faults([Fault(where, str(error))], self._request.spec)
+            raise SpecError(faults, str(self._request.spec)) from error
+
+
+def _learn_costs(old: Store, spec: Spec) -> Any:
+    """Return seconds per task and scenario as an earlier run measured them."""
+    seconds = old.read("/tasks/seconds")
+    seconds[old.status.reshape(seconds.shape) != DONE] = np.nan
+    known = {
+        new: float(np.nanmean(seconds[before]))
+        for new, before in growth.match(old.layout.spec, spec).items()
+        if not np.isnan(seconds[before]).all()
+    }
+    usual = float(np.mean(list(known.values()))) if known else 0.0
+    return np.array([known.get(i, usual) for i in range(len(spec.scenarios))])
+
+
+def _renew(row: Row, spec: Spec) -> Row:
+    """Return the row of an older file under what the spec now says of its outputs."""
+    return Row(
+        tuple(
+            dataclasses.replace(
+                output,
+                units=spec.outputs[output.name].units,
+                summaries=spec.outputs[output.name].summaries,
+            )
+            if output.name in spec.outputs
+            else dataclasses.replace(output, units=None, summaries=())
+            for output in row.outputs
+        )
+    )

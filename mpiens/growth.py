@@ -1,0 +1,96 @@
+"""What a changed spec means for a file that was begun under an earlier one.
+
+More replicates and other scenarios are growth; bands, limits, units and summaries
+only recompute; every other change would mix two ensembles, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpiens.spec import Output, Spec, place, to_text
+
+Parameters = Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one spec differs from the one before it."""
+
+    refused: tuple[str, ...]  # places in the spec
+    grows: bool  # other scenarios, or more replicates
+    relays: bool  # the file has to be laid down anew
+
+    @property
+    def none(self) -> bool:
+        """Whether the file can be gone on with as it is."""
+        return not (self.refused or self.relays)
+
+
+def compare(
+    old: Spec, new: Spec, old_parameters: Parameters, new_parameters: Parameters
+) -> Change:
+    """Say how a new spec differs; parameters are given with the model's defaults."""
+    refused = [
+        *_changed_ensemble(old, new),
+        *_changed_parameters(old, new, old_parameters, new_parameters),
+        *_changed_outputs(old, new),
+    ]
+    if old.shared != new.shared:
+        refused.append(place("shared"))
+    grows = new.replicates > old.replicates or _names(old) != _names(new)
+    cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
+    return Change(tuple(refused), grows, grows or cosmetic)
+
+
+def match(old: Spec, new: Spec) -> dict[int, int]:
+    """Return the scenarios of the new spec that the old one had, by index."""
+    known = {name: index for index, name in enumerate(_names(old))}
+    return {i: known[n] for i, n in enumerate(_names(new)) if n in known}
+
+
+def _names(spec: Spec) -> list[str]:
+    return [scenario.name for scenario in spec.scenarios]
+
+
+def _changed_ensemble(old: Spec, new: Spec) -> Iterator[str]:
+    for key in ("model", "seed", "pairing", "reduce"):
+        if getattr(old.ensemble, key) != getattr(new.ensemble, key):
+            yield place("ensemble", key)
+    if new.replicates < old.replicates:
+        yield place("ensemble", "replicates")
+
+
+def _changed_parameters(
+    old: Spec, new: Spec, before: Parameters, now: Parameters
+) -> Iterator[str]:
+    changed: dict[str, str] = {}
+    for index, former in match(old, new).items():
+        for name in before.keys() | now.keys():
+            then = before[name][former] if name in before else None
+            value = now[name][index] if name in now else None
+            if to_text(then) != to_text(value):
+                base = new.scenarios[index].base
+                own = base is not None and name in new.bases[base]
+                section = f"scenarios.{base}" if own else "parameters"
+                changed.setdefault(place(section, name), name)
+    yield from sorted(changed)
+
+
+def _changed_outputs(old: Spec, new: Spec) -> Iterator[str]:
+    for name in sorted(old.outputs.keys() | new.outputs.keys()):
+        then = old.outputs.get(name, Output())
+        now = new.outputs.get(name, Output())
+        for key in ("dims", "dtype", "keep", "length"):
+            if getattr(then, key) != getattr(now, key):
+                yield place(f"outputs.{name}", key)
+
+
+def _cosmetics(spec: Spec) -> dict[str, Any]:
+    return {
+        name: (output.units, output.summaries)
+        for name, output in spec.outputs.items()
+        if output.units or output.summaries
+    }
