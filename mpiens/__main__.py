@@ -9,22 +9,235 @@ for _name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR"):
     os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
 
 import argparse  # noqa: E402
+import signal  # noqa: E402
+import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from mpiens.spec import SpecError  # noqa: E402
+from mpiens import __version__  # noqa: E402
+from mpiens.spec import Fault, SpecError  # noqa: E402
+
+USAGE = """\
+mpiens SPEC.toml [options]              run it, or go on with it
+       mpiens check SPEC.toml                  all faults of a spec, else the plan
+       mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
+       mpiens show FILE                        the answer as a table, CSV or JSON
+       mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit"""
+WRONG_INPUT, STOPPED_EARLY = 2, 75
+
 
 def main(arguments: list[str] | None = None) -> int:
-    from mpiens import mpi, ensemble
-    comm = mpi.start()
+    """Do what the command line says and return the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _COMMANDS.get(words[0]) if words else None
+    options = parser().parse_args(words[1:]) if parser else _run_parser().parse_args(words)
     try:
-        code = ensemble.run(comm, ensemble.Request(Path(sys.argv[1])))
+        return int(options.act(options))
     except SpecError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return WRONG_INPUT
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.ranks is not None:
+        return _launch(options.ranks)
+    from mpiens import ensemble, mpi  # noqa: PLC0415  (these load MPI)
+
+    try:
+        comm = mpi.start()
+    except mpi.LaunchError as error:
+        raise SpecError([Fault("", str(error))]) from error
+    request = ensemble.Request(
+        spec=options.spec,
+        output=options.output,
+        fresh=options.fresh,
+        retry_failed=options.retry_failed,
+        accept_model_change=options.accept_model_change,
+    )
+    code = WRONG_INPUT
+    try:
+        code = ensemble.run(comm, request)
         if comm.rank == 0:
-            print("\n".join(error.lines()), file=sys.stderr)
-        code = 2
-    mpi.finish()
+            _print_table(request.file)
+    except SpecError:
+        if comm.rank == 0:
+            raise
+    finally:
+        if sys.exc_info()[0] in (None, SpecError):
+            sys.stdout.flush()
+            mpi.finish()
     return code
+
+
+def _launch(ranks: int) -> int:
+    """Start so many ranks of this same command on this machine."""
+    from mpiens import mpi  # noqa: PLC0415  (it loads MPI)
+
+    try:
+        command, environment = mpi.launch_command(ranks)
+    except mpi.LaunchError as error:
+        raise SpecError([Fault("", str(error))]) from error
+    words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
+    with subprocess.Popen([*command, *words], env=environment) as launcher:
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has got it too
+        try:
+            return launcher.wait()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _without_ranks(words: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-n", type=int)
+    return parser.parse_known_args(words)[1]
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mpiens import plan  # noqa: PLC0415
+
+    print("\n".join(plan.check(options.spec, options.output).lines()))
+    return 0
+
+
+def _try(options: argparse.Namespace) -> int:
+    from mpiens import foreground  # noqa: PLC0415
+
+    return foreground.try_task(
+        options.spec, options.scenario, options.replicate, pdb=options.pdb
+    )
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from mpiens import foreground  # noqa: PLC0415
+
+    return foreground.replay_task(
+        options.file, options.scenario, options.replicate, pdb=options.pdb
+    )
+
+
+def _show(options: argparse.Namespace) -> int:
+    from mpiens.store import Store  # noqa: PLC0415
+    from mpiens.table import Table  # noqa: PLC0415
+
+    if options.digest:
+        digest = Store(options.file).attributes.get("digest")
+        if digest is None:
+            return STOPPED_EARLY
+        print(digest)
+        return 0
+    if not (options.csv or options.json):
+        _print_table(options.file)
+        return 0
+    shown = Table(Store(options.file))
+    sys.stdout.write(shown.to_csv() if options.csv else shown.to_json() + "\n")
+    return 0
+
+
+def _print_table(file: Path) -> None:
+    from mpiens.store import Store  # noqa: PLC0415
+    from mpiens.table import Table  # noqa: PLC0415
+
+    Table(Store(file)).print()
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens",
+        usage=USAGE,
+        description="Run an ensemble of a stochastic simulator, alone or under "
+        "srun, mpirun or mpiexec; the same command goes on with what was begun.",
+    )
+    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
+    parser.add_argument(
+        *("-o", "--output"), type=Path, metavar="FILE", help="the result file"
+    )
+    parser.add_argument(
+        *("-n", "--ranks"),
+        type=_positive,
+        metavar="N",
+        help="start N ranks on this machine by the installed mpiexec",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="start over, even over a complete file"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="run tasks again that failed"
+    )
+    parser.add_argument(
+        "--accept-model-change",
+        action="store_true",
+        help="go on although the model's code has changed",
+    )
+    parser.add_argument("--version", action="version", version=f"mpiens {__version__}")
+    parser.set_defaults(act=_run)
+    return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens check", description="Tell all faults of a spec, else its plan."
+    )
+    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE")
+    parser.set_defaults(act=_check)
+    return parser
+
+
+def _try_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens try", description="Run one task in the foreground, without MPI."
+    )
+    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO")
+    parser.add_argument("replicate", nargs="?", type=int, default=0)
+    parser.add_argument("--pdb", action="store_true", help="look at a fault in pdb")
+    parser.set_defaults(act=_try)
+    return parser
+
+
+def _replay_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens replay",
+        description="Run one task of a result file again, in the foreground, and say "
+        "whether it gives the same bits.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("scenario", metavar="SCENARIO")
+    parser.add_argument("replicate", type=int, metavar="REPLICATE")
+    parser.add_argument("--pdb", action="store_true", help="look at a fault in pdb")
+    parser.set_defaults(act=_replay)
+    return parser
+
+
+def _show_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens show", description="Show a result file, complete or not."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--digest", action="store_true", help="64 hex digits only")
+    form.add_argument("--csv", action="store_true", help="one row per scenario")
+    form.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(act=_show)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} ranks are none")
+    return number
+
+
+_COMMANDS = {
+    "check": _check_parser,
+    "try": _try_parser,
+    "show": _show_parser,
+    "replay": _replay_parser,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

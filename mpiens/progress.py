@@ -127,6 +127,8 @@ def show_progress() -> Progress:
 
 def format_seconds(seconds: float) -> str:
     """Write a duration as people say it."""
+    if seconds < 1:
+        return f"{seconds:.2g} s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
