@@ -14,7 +14,7 @@ import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from mpiens import __version__  # noqa: E402
+from mpiens import __version__, progress  # noqa: E402
 from mpiens.spec import Fault, SpecError  # noqa: E402
 
 USAGE = """\
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = _COMMANDS.get(words[0]) if words else None
-    options = parser().parse_args(words[1:]) if parser else _run_parser().parse_args(words)
+    options = (
+        parser().parse_args(words[1:]) if parser else _run_parser().parse_args(words)
+    )
     try:
         return int(options.act(options))
     except SpecError as error:
@@ -44,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.ranks is not None:
         return _launch(options.ranks)
-    from mpiens import ensemble, mpi  # noqa: PLC0415  (these load MPI)
+    # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
+    from mpiens import mpi  # noqa: PLC0415, I001
+    from mpiens import ensemble  # noqa: PLC0415
 
     try:
         comm = mpi.start()
@@ -80,6 +84,7 @@ def _launch(ranks: int) -> int:
         command, environment = mpi.launch_command(ranks)
     except mpi.LaunchError as error:
         raise SpecError([Fault("", str(error))]) from error
+    environment |= progress.tell_terminals()
     words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
     with subprocess.Popen([*command, *words], env=environment) as launcher:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has got it too

@@ -303,7 +303,9 @@ class Root:
         )
         ways = f"; use --fresh to start {old.path} over, or -o to write another file"
         refused = list(change.refused)
-        faults = [Fault(where, f"has changed since it was begun{ways}") for where in refused]
+        faults = [
+            Fault(where, f"has changed since it was begun{ways}") for where in refused
+        ]
         changed = old.attributes.get("model_code") != self._code
         if changed and not self._request.accept_model_change:
             text = f"its code has changed since {old.path} was begun; "

@@ -75,7 +75,9 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
         print(f"scenario {scenario}, replicate {replicate}: failed, {known}")
         return BAD
     if status != DONE:
-        print(f"scenario {scenario}, replicate {replicate}: succeeded here, but not yet")
+        print(
+            f"scenario {scenario}, replicate {replicate}: succeeded here, but not yet"
+        )
         return BAD
     row = np.zeros(1, store.layout.row.dtype)
     store.layout.row.fill(row[0], trial.returned)
@@ -101,8 +103,7 @@ def find_task(spec: Spec, scenario: str | None, replicate: int) -> int:
 
 def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     """Run one task; its fault is printed, and looked at in the debugger if asked."""
-    shared = model.load(spec.shared, spec.folder)
-    runs = Model(spec, shared)
+    runs = Model(spec, lambda: model.load(spec.shared, spec.folder))
     scenario, replicate = spec.locate(task)
     [stream] = streams.make(
         spec.ensemble.seed,
@@ -115,7 +116,9 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
         returned = runs.run(task, stream)
     except Exception as error:
         print(format_failure(error), file=sys.stderr)
-        print(f"parameters: {dict(spec.scenarios[scenario].parameters)}", file=sys.stderr)
+        print(
+            f"parameters: {dict(spec.scenarios[scenario].parameters)}", file=sys.stderr
+        )
         print(f"seed: {stream.seed}, spawn key: {stream.key}", file=sys.stderr)
         if enter_pdb:
             pdb.post_mortem(error.__traceback__)

@@ -114,9 +114,13 @@ def load(shared: Shared | None, folder: str) -> Any:
 
 
 class Model:
-    """The model of a spec, ready to be called for one task after another."""
+    """The model of a spec, ready to be called for one task after another.
 
-    def __init__(self, spec: Spec, shared: Any) -> None:
+    ``shared`` makes the shared data; it is called once the modules are imported that
+    may define its classes.
+    """
+
+    def __init__(self, spec: Spec, shared: Callable[[], Any]) -> None:
         self._function = find(spec.ensemble.model, spec.folder, "[ensemble] model")
         self._takes = _injected(self._function)
         self._reduce: Function | None = None
@@ -125,8 +129,10 @@ class Model:
             where = "[ensemble] reduce"
             self._reduce = find(spec.ensemble.reduce, spec.folder, where)
             self._reduce_takes = _injected(self._reduce) & {*_REDUCE}
+        if spec.shared is not None:
+            find(spec.shared.loader, spec.folder, "[shared] loader")
         self._spec = spec
-        self._shared = shared
+        self._shared = shared()
 
     def run(self, task: int, stream: Stream) -> Any:
         """Run one task under its stream and return what the model returned, reduced."""

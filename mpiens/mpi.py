@@ -187,6 +187,8 @@ def start() -> Comm:
     """Start MPI and return the world; LaunchError where the launcher is a wrong one."""
     sys.excepthook = _abort
     if not MPI.Is_initialized():
+        # Open MPI 5 complains of this component, which shared windows never use
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     world = Comm(MPI.COMM_WORLD.Dup())
     if world.size == 1 and (wanted := _launched_size()) > 1:
@@ -241,6 +243,7 @@ def launch_command(ranks: int) -> tuple[list[str], dict[str, str]]:
         command += ["--oversubscribe", "--bind-to", "none"]
         # one machine needs no fabric, and looking for one takes a second
         environment.setdefault("OMPI_MCA_btl", "^ofi")
+        environment.setdefault("OMPI_MCA_osc", "^ucx")
         if os.geteuid() == 0:
             command.append("--allow-run-as-root")
     return command, environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Protocol, TextIO
 
 PERIOD = 30.0  # seconds between two lines of a log; the first come sooner
 FIRST = 5.0
+_VARIABLE = "MPIENS_{}_COLUMNS"
 
 
 @dataclass
@@ -88,14 +90,14 @@ class Log:
 class Bar:
     """A bar with rate, time left, failures and utilisation, for terminals."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         from rich.console import Console  # noqa: PLC0415  (only the root shows one)
         from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
         self._bar: Any = Progress(
-            BarColumn(),
+            BarColumn(bar_width=max(5, min(40, width - 80))),
             TextColumn("{task.description}"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, force_terminal=True, width=width),
             transient=True,
             auto_refresh=False,
         )
@@ -121,8 +123,32 @@ class Bar:
 
 
 def show_progress() -> Progress:
-    """Return a bar where standard error is a terminal, else a log."""
-    return Bar() if sys.stderr.isatty() else Log(sys.stderr)
+    """Return a bar where standard error ends at a terminal, else a log."""
+    width = terminal_width("stderr")
+    return Log(sys.stderr) if width is None else Bar(width)
+
+
+def terminal_width(name: str) -> int | None:
+    """Return the width of the terminal at which a standard stream ends, or None.
+
+    A launcher puts a pipe, or a terminal without a size, between a rank and the user's
+    terminal; ``mpiens -n`` therefore tells its ranks what it knows.
+    """
+    told = os.environ.get(_VARIABLE.format(name.upper()), "")
+    if told.isdigit():
+        return int(told)
+    stream: TextIO = getattr(sys, name)
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return None
+    return columns or None
+
+
+def tell_terminals() -> dict[str, str]:
+    """Return the environment that tells ranks of this process's terminals."""
+    widths = {name: terminal_width(name) for name in ("stdout", "stderr")}
+    return {_VARIABLE.format(n.upper()): str(w) for n, w in widths.items() if w}
 
 
 def format_seconds(seconds: float) -> str:

@@ -267,7 +267,7 @@ class Executor:
         self._cell = cell
         self._row: Row | None = None
         self._held: list[tuple[Any, ...]] = []
-        self.model = Model(spec, shared())
+        self.model = Model(spec, shared)
 
     def settle(self, row: Row) -> None:
         """The layout is known now: hand on what has been held back for it."""
@@ -340,7 +340,9 @@ class Executor:
 class _Packer:
     """Collects rows and sends them when they are many, or have waited long enough."""
 
-    def __init__(self, row: Row, count: int, send: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self, row: Row, count: int, send: Callable[[int, bytes], None]
+    ) -> None:
         self._row = row
         self._send = send
         size = max(row.dtype.itemsize, 1)
@@ -503,9 +505,7 @@ def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
         executor.execute(tasks, attempts)
 
 
-def serve(
-    channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell
-) -> None:
+def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -> None:
     """Run what the supervisor asks for, until it has gone."""
     gc.freeze()  # what the supervisor holds is no garbage of ours
     executor = Executor(spec, shared, channel.send, cell)
@@ -524,5 +524,5 @@ def _redirect(end: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    sys.stdout = open(1, "w", buffering=8192, closefd=False, errors="replace")  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", buffering=8192, closefd=False, errors="replace")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115

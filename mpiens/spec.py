@@ -149,7 +149,11 @@ class Spec:
                 name=_name_scenario(base, axes),
                 base=base,
                 axes=axes,
-                parameters={**self.parameters, **self.bases.get(base or "", {}), **axes},
+                parameters={
+                    **self.parameters,
+                    **self.bases.get(base or "", {}),
+                    **axes,
+                },
             )
             for base in (self.bases or [None])
             for axes in _cross(self.sweep)
@@ -239,7 +243,9 @@ def decode(text: str, path: str | Path = "", *, is_json: bool = False) -> Readin
     path = Path(path)
     try:
         document = (
-            json.loads(text, object_hook=_decode_date) if is_json else tomllib.loads(text)
+            json.loads(text, object_hook=_decode_date)
+            if is_json
+            else tomllib.loads(text)
         )
     except ValueError as error:  # both decoders' errors are ValueErrors with a place
         kind = "JSON" if is_json else "TOML"

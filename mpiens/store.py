@@ -295,7 +295,9 @@ def open_file(path: Path, mode: str = "r", comm: Comm | None = None) -> h5py.Fil
     except OSError as error:
         if error.errno not in (None, 0):
             reason = os.strerror(error.errno or 0)
-            raise SpecError([Fault("", f"cannot be opened: {reason}")], str(path)) from None
+            raise SpecError(
+                [Fault("", f"cannot be opened: {reason}")], str(path)
+            ) from None
         text = "is no HDF5 file, or a damaged one; move it away or use --fresh"
         raise SpecError([Fault("", text)], str(path)) from None
 

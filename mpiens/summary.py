@@ -77,7 +77,9 @@ class Hyperslabs:
             raise WriteError(f"writing failed: {error or 'on another rank'}") from error
         return result
 
-    def _put(self, path: str, piece: tuple[Selection, NDArray[np.float64]] | None) -> None:
+    def _put(
+        self, path: str, piece: tuple[Selection, NDArray[np.float64]] | None
+    ) -> None:
         dataset = self._file[path]
         space = dataset.id.get_space()
         if piece is None:
@@ -104,9 +106,7 @@ class Hyperslabs:
                 raise WriteError(f"{path} does not hold what was written to it")
 
 
-def summarise_rows(
-    team: Comm, path: Path, layout: Layout, status: Status
-) -> list[int]:
+def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> list[int]:
     """Compute the summaries of every task, and check its row.  Collective.
 
     Returns, on the root, the tasks whose rows do not have their checksums.
@@ -189,9 +189,7 @@ def compare(store: Store) -> None:
         path = f"{output.name}/{kind}"
         for scenario in range(layout.by_task[0]):
             own = store.read_scenario(f"/summary/{path}", scenario)
-            _write_statistics(
-                store, f"/summary/{path}", scenario, own[done[scenario]]
-            )
+            _write_statistics(store, f"/summary/{path}", scenario, own[done[scenario]])
             baseline = layout.spec.baselines[scenario]
             if baseline is None:
                 continue
@@ -199,9 +197,7 @@ def compare(store: Store) -> None:
             both = done[scenario] & done[baseline]
             difference = np.where(both, own - other, np.nan)
             store.write_scenario(f"/comparison/{path}", scenario, difference)
-            _write_statistics(
-                store, f"/comparison/{path}", scenario, difference[both]
-            )
+            _write_statistics(store, f"/comparison/{path}", scenario, difference[both])
 
 
 def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:

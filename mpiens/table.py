@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.layout import DONE, FAILED, Output
-from mpiens.progress import format_seconds
+from mpiens.progress import format_seconds, terminal_width
 from mpiens.store import Store
 
 Floats = NDArray[np.float64]
@@ -117,9 +117,12 @@ class Table:
         """Print the comparison, completeness, failures and provenance."""
         from rich.console import Console  # noqa: PLC0415  (the root's, and show's)
 
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 200  # a log does not fold lines
+        width = terminal_width("stdout")
+        console = Console(
+            highlight=False,
+            force_terminal=width is not None,
+            width=width or 200,  # a log does not fold lines
+        )
         for output, kind in self._layout.summaries():
             console.print(self._draw(output, kind))
         for text in self._remarks():
@@ -196,9 +199,7 @@ class Table:
     def _keys(self) -> list[tuple[str, str]]:
         return [(output.name, kind) for output, kind in self._layout.summaries()]
 
-    def _make_line(
-        self, output: Output, kind: str, values: Floats, index: int
-    ) -> Line:
+    def _make_line(self, output: Output, kind: str, values: Floats, index: int) -> Line:
         own = values[index, self._done[index]]
         spread = Spread.of(own, self._levels)
         baseline = self._layout.spec.baselines[index]
@@ -272,7 +273,11 @@ def _finite(value: Any) -> Any:
 def _write(value: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100 or value == round(value)
+        else f"{value:.3g}"
+    )
 
 
 def _percent(level: float) -> str:

@@ -87,7 +87,7 @@ class Shared:
 
 def nothing() -> None:
     """Return the shared data of an ensemble that has none."""
-    return None
+    return
 
 
 def share(comm: Comm, spec: Spec) -> Callable[[], Any]:
