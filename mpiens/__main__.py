@@ -29,10 +29,10 @@ WRONG_INPUT, STOPPED_EARLY = 2, 75
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = _COMMANDS.get(words[0]) if words else None
-    options = (
-        parser().parse_args(words[1:]) if parser else _run_parser().parse_args(words)
-    )
+    if words and words[0] in _COMMANDS:
+        options = _COMMANDS[words[0]]().parse_args(words[1:])
+    else:
+        options = _run_parser().parse_args(words)
     try:
         return int(options.act(options))
     except SpecError as error:

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ def run(comm: mpi.Comm, request: Request) -> int:
     Raises SpecError, on every rank, where the user's input is wrong.
     """
     root = Root(comm.size, request) if comm.rank == 0 else None
-    spec = _tell_all(comm, root and root.prepare)
+    spec = _tell_all(comm, root.prepare if root else None)
     if spec is not None:  # else there is nothing left to do
         shared = window.share(comm, spec)
         complete = False
         while not complete:
             _simulate(comm, spec, shared, root)
             complete = _conclude(comm, root)
-    return int(_tell_all(comm, root and root.finish))
+    return int(_tell_all(comm, root.finish if root else None))
 
 
 def _simulate(
@@ -78,12 +79,12 @@ def _simulate(
 
 def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again."""
-    scene = _tell_all(comm, root and root.scene)
+    scene = _tell_all(comm, root.scene if root else None)
     team = comm if comm.size > 1 and h5py.get_config().mpi else None
     if team is None and root is not None:
         team = mpi.alone()
     broken = summary.summarise_rows(team, *scene) if team else []
-    if _tell_all(comm, root and (lambda: root.redo(broken))):
+    if _tell_all(comm, partial(root.redo, broken) if root else None):
         return False
     if team:
         summary.make_bands(team, *scene)
@@ -96,13 +97,13 @@ def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
     outcome: Any = None
     if act is not None:
         try:
-            outcome = (act(), None)
+            outcome = act()
         except SpecError as error:
-            outcome = (None, error)
-    result, error = comm.bcast(outcome)
-    if error is not None:
-        raise error
-    return result
+            outcome = error
+    outcome = comm.bcast(outcome)
+    if isinstance(outcome, SpecError):
+        raise outcome
+    return outcome
 
 
 class Root:
@@ -264,7 +265,7 @@ class Root:
         """Open the file to go on with, if any; True where it is complete already."""
         if self._request.fresh:
             return False
-        complete, partial = self._request.file, self._partial
+        complete, begun = self._request.file, self._partial
         old: Store | None = None
         if complete.exists():
             old = Store(complete)
@@ -273,8 +274,8 @@ class Root:
             if change.none and not again:
                 self._store = old
                 return True
-        if partial.exists():
-            old = Store(partial, writable=True)
+        if begun.exists():
+            old = Store(begun, writable=True)
             change = self._compare(old)
         if old is None:
             return False
@@ -301,11 +302,9 @@ class Root:
         change = growth.compare(
             before.spec, self._spec, before.parameters, self._parameters
         )
-        ways = f"; use --fresh to start {old.path} over, or -o to write another file"
-        refused = list(change.refused)
-        faults = [
-            Fault(where, f"has changed since it was begun{ways}") for where in refused
-        ]
+        ways = "; use --fresh to start over, or -o to write another file"
+        text = f"has changed since {old.path} was begun{ways}"
+        faults = [Fault(where, text) for where in change.refused]
         changed = old.attributes.get("model_code") != self._code
         if changed and not self._request.accept_model_change:
             text = f"its code has changed since {old.path} was begun; "

@@ -75,9 +75,7 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
         print(f"scenario {scenario}, replicate {replicate}: failed, {known}")
         return BAD
     if status != DONE:
-        print(
-            f"scenario {scenario}, replicate {replicate}: succeeded here, but not yet"
-        )
+        print(f"scenario {scenario}, replicate {replicate}: the file has no row of it")
         return BAD
     row = np.zeros(1, store.layout.row.dtype)
     store.layout.row.fill(row[0], trial.returned)
@@ -116,9 +114,8 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
         returned = runs.run(task, stream)
     except Exception as error:
         print(format_failure(error), file=sys.stderr)
-        print(
-            f"parameters: {dict(spec.scenarios[scenario].parameters)}", file=sys.stderr
-        )
+        parameters = dict(spec.scenarios[scenario].parameters)
+        print(f"parameters: {parameters}", file=sys.stderr)
         print(f"seed: {stream.seed}, spawn key: {stream.key}", file=sys.stderr)
         if enter_pdb:
             pdb.post_mortem(error.__traceback__)

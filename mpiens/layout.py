@@ -120,6 +120,12 @@ class Row:
             row[output.name] = output.cast(returned[output.name])
 
 
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """Return the memory of a contiguous array, of whatever type, as bytes."""
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
 def checksum(row: bytes | memoryview) -> int:
     """Return the first 8 bytes, little-endian, of the SHA-256 of a row's bytes."""
     return int.from_bytes(hashlib.sha256(row).digest()[:8], "little")
@@ -319,10 +325,9 @@ class Layout:
         shape = (self.by_task[0],)
         yield Dataset("/tasks/done", ("scenario",), shape, np.int64, attributes=done)
         count = min(FAILURES, math.prod(self.by_task))
-        table = {"task": (np.int64, -1), "text": (f"S{FAILURE_BYTES}", None)}
-        for name, (dtype, fill) in table.items():
-            path = f"/failures/{name}"
-            yield Dataset(path, ("failure",), (count,), dtype, fill=fill)
+        text = f"S{FAILURE_BYTES}"
+        yield Dataset("/failures/task", ("failure",), (count,), np.int64, fill=-1)
+        yield Dataset("/failures/text", ("failure",), (count,), text)
 
     def _bands(self) -> Iterator[Dataset]:
         for output in self.row.outputs:

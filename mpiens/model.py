@@ -57,14 +57,15 @@ def find(reference: str, folder: str, where: str) -> Function:
         module = _import_file(Path(folder), source)
     except Exception as error:
         raise SpecError([Fault(where, _tell(reference, error))]) from error
-    function = module
+    function: Any = module
     for part in name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v)]
         text = f"{reference!r}: {source} has no function {name}{nearest(name, known)}"
         raise SpecError([Fault(where, text)])
-    return function
+    found: Function = function
+    return found
 
 
 def inspect_model(spec: Spec) -> Signature:
@@ -141,7 +142,7 @@ class Model:
         seed = stream.seed
         random.seed(seed)  # for models that draw from the generators of old
         np.random.seed(seed)
-        offered = {
+        offered: dict[str, Callable[[], Any]] = {
             "rng": stream.rng,
             "seed": lambda: seed,
             "shared": lambda: self._shared,
@@ -187,7 +188,7 @@ def _import_file(folder: Path, source: str) -> Any:
 
 
 def _tell(reference: str, error: Exception) -> str:
-    """Return one sentence on a user's exception: type, text, and where it was raised."""
+    """Return one sentence on a user's exception: type, text, where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).parent)
     theirs = [f for f in frames if not f.filename.startswith((own, "<frozen"))]

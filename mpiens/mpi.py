@@ -158,19 +158,20 @@ class Comm:
 
     def node(self) -> Comm:
         """Return the communicator of the ranks that share this node's memory."""
-        return Comm(self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank))
+        split = self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        return Comm(MPI.Intracomm(split))
 
     def leaders(self, node: Comm) -> Comm | None:
         """Return the communicator of the first rank of every node; None elsewhere."""
         color = 0 if node.rank == 0 else MPI.UNDEFINED
         split = self.raw.Split(color, key=self.rank)
-        return None if split == MPI.COMM_NULL else Comm(split)
+        return None if split == MPI.COMM_NULL else Comm(MPI.Intracomm(split))
 
     def allocate_shared(self, nbytes: int) -> memoryview:
         """Return memory of this node that all its ranks see; the first one owns it."""
         mine = nbytes if self.rank == 0 else 0
         window = MPI.Win.Allocate_shared(mine, 1, comm=self.raw)
-        memory, _ = window.Shared_query(0)
+        memory: Any = window.Shared_query(0)[0]
         return memoryview(memory).cast("B")
 
 
@@ -194,8 +195,8 @@ def start() -> Comm:
     if world.size == 1 and (wanted := _launched_size()) > 1:
         raise LaunchError(
             f"the launcher started {wanted} processes, but each is alone for "
-            f"{library()}; use the mpiexec of this MPI ({find_mpiexec() or 'none found'})"
-            " or mpiens -n N"
+            f"{library()}; use the mpiexec of this MPI "
+            f"({find_mpiexec() or 'none found'}) or mpiens -n N"
         )
     return world
 

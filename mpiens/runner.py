@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import streams
-from mpiens.layout import RECORD, Described, Row, checksum, describe
+from mpiens.layout import RECORD, Described, Row, as_bytes, checksum, describe
 from mpiens.model import Model, format_failure
 from mpiens.spec import Fault, Spec, SpecError, place
 
 Tasks = NDArray[np.int64]
+Send = Callable[[int, bytes], None]
 
 TAIL = 64 << 10  # bytes kept of what a model prints
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
@@ -201,9 +202,9 @@ def ask_child(question: Callable[[], Any]) -> Any:
         mine.close()
         os.dup2(2, 1)  # what the user's code prints is no answer
         try:
-            answer = (question(), None)
+            answer = question()
         except SpecError as error:
-            answer = (None, error)
+            answer = error
         Channel(theirs).send(BATCH, pickle.dumps(answer))
 
     pid = fork(body)
@@ -217,10 +218,10 @@ def ask_child(question: Callable[[], Any]) -> Any:
         raise SpecError([Fault(place("ensemble", "model"), text)]) from None
     os.waitpid(pid, 0)
     mine.close()
-    result, error = pickle.loads(data)
-    if error is not None:
-        raise error
-    return result
+    answer = pickle.loads(data)
+    if isinstance(answer, SpecError):
+        raise answer
+    return answer
 
 
 def die_with(parent: int) -> None:
@@ -259,7 +260,7 @@ class Executor:
         self,
         spec: Spec,
         shared: Callable[[], Any],
-        send: Callable[[int, bytes], None],
+        send: Send,
         cell: Cell,
     ) -> None:
         self._spec = spec
@@ -340,15 +341,13 @@ class Executor:
 class _Packer:
     """Collects rows and sends them when they are many, or have waited long enough."""
 
-    def __init__(
-        self, row: Row, count: int, send: Callable[[int, bytes], None]
-    ) -> None:
+    def __init__(self, row: Row, count: int, send: Send) -> None:
         self._row = row
         self._send = send
         size = max(row.dtype.itemsize, 1)
         room = max(1, min(count, FLUSH_BYTES // size))
         self._rows = np.zeros(room, dtype=row.dtype)
-        self._bytes = memoryview(self._rows.view(np.uint8)) if row.outputs else None
+        self._bytes = as_bytes(self._rows) if row.outputs else memoryview(b"")
         self._records = np.zeros(room, dtype=RECORD)
         self._filled = 0
         self._since = time.perf_counter()
@@ -357,8 +356,8 @@ class _Packer:
         index = self._filled
         self._row.fill(self._rows[index], returned)
         size = self._row.dtype.itemsize
-        data = self._bytes[index * size : (index + 1) * size] if self._bytes else b""
-        self._records[index] = (task, checksum(data), seconds, attempts)
+        own = self._bytes[index * size : (index + 1) * size]
+        self._records[index] = (task, checksum(own), seconds, attempts)
         self._filled += 1
         late = time.perf_counter() - self._since > FLUSH_SECONDS
         if late or self._filled == len(self._rows):

@@ -144,18 +144,15 @@ class Spec:
     @cached_property
     def scenarios(self) -> tuple[Scenario, ...]:
         """The named scenarios crossed with the axes of the sweep, in order."""
+        bases: dict[str | None, Mapping[str, Value]] = dict(self.bases.items())
         return tuple(
             Scenario(
                 name=_name_scenario(base, axes),
                 base=base,
                 axes=axes,
-                parameters={
-                    **self.parameters,
-                    **self.bases.get(base or "", {}),
-                    **axes,
-                },
+                parameters={**self.parameters, **own, **axes},
             )
-            for base in (self.bases or [None])
+            for base, own in (bases or {None: {}}).items()
             for axes in _cross(self.sweep)
         )
 
@@ -242,11 +239,10 @@ def decode(text: str, path: str | Path = "", *, is_json: bool = False) -> Readin
     """Decode the text of a spec; paths in it are relative to the folder of ``path``."""
     path = Path(path)
     try:
-        document = (
-            json.loads(text, object_hook=_decode_date)
-            if is_json
-            else tomllib.loads(text)
-        )
+        if is_json:
+            document = json.loads(text, object_hook=_decode_date)
+        else:
+            document = tomllib.loads(text)
     except ValueError as error:  # both decoders' errors are ValueErrors with a place
         kind = "JSON" if is_json else "TOML"
         return Reading(None, [Fault("", f"is not {kind}: {error}")], str(path))

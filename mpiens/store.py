@@ -32,6 +32,7 @@ from mpiens.layout import (
     Layout,
     Output,
     Row,
+    as_bytes,
     checksum,
 )
 from mpiens.runner import Batch, Failure
@@ -172,7 +173,11 @@ class Store:
         """Return the tasks called done whose row does not have its checksum."""
         sums = self.read("/tasks/checksum").reshape(-1)
         tasks = np.flatnonzero(self.status == DONE)
-        wrong = [t for t in tasks if checksum(self.row(t).tobytes()) != int(sums[t])]
+        wrong = [
+            task
+            for task in tasks.tolist()
+            if checksum(self.row(task).tobytes()) != int(sums[task])
+        ]
         return np.array(wrong, dtype=np.int64)
 
     def copy_tasks(self, old: Store, same: Mapping[int, int]) -> None:
@@ -257,13 +262,13 @@ class Store:
         self._write_tasks("/tasks/status", first, values)
 
     def _write(self, data: NDArray[Any], offset: int) -> None:
-        view = memoryview(data.reshape(-1).view(np.uint8))
+        view = as_bytes(data)
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
     def _read_into(self, data: NDArray[Any], offset: int) -> None:
-        view = memoryview(data.reshape(-1).view(np.uint8))
+        view = as_bytes(data)
         while view:
             got = os.preadv(self._file, [view], offset)
             if got == 0:
@@ -293,12 +298,10 @@ def open_file(path: Path, mode: str = "r", comm: Comm | None = None) -> h5py.Fil
     except FileNotFoundError:
         raise SpecError([Fault("", "there is no such file")], str(path)) from None
     except OSError as error:
-        if error.errno not in (None, 0):
-            reason = os.strerror(error.errno or 0)
-            raise SpecError(
-                [Fault("", f"cannot be opened: {reason}")], str(path)
-            ) from None
-        text = "is no HDF5 file, or a damaged one; move it away or use --fresh"
+        if error.errno:
+            text = f"cannot be opened: {os.strerror(error.errno)}"
+        else:
+            text = "is no HDF5 file, or a damaged one; move it away or use --fresh"
         raise SpecError([Fault("", text)], str(path)) from None
 
 
@@ -351,8 +354,8 @@ def _create(file: h5py.File, dataset: Dataset) -> None:
         item = h5py.Dataset(identifier)
         if dataset.fill is not None:
             item.attrs["_FillValue"] = np.array(dataset.fill, dtype)
-    for name, value in dataset.attributes.items():
-        item.attrs[name] = value
+    for attribute, value in dataset.attributes.items():
+        item.attrs[attribute] = value
 
 
 def _attach(file: h5py.File, dataset: Dataset) -> None:

@@ -56,7 +56,8 @@ class Stream:
 
     def rng(self) -> np.random.Generator:
         """Return a fresh ``default_rng`` at the start of this stream."""
-        return np.random.Generator(np.random.PCG64(_Known(self)))
+        known: Any = _Known(self)  # numpy's stubs know its own sequences only
+        return np.random.Generator(np.random.PCG64(known))
 
 
 def make(
@@ -109,15 +110,17 @@ class _Hash:
         self.multiplier = multiplier
 
     def __call__(self, value: Words) -> Words:
-        mixed = value ^ np.uint32(self.constant)
+        mixed: Words = value ^ np.uint32(self.constant)
         self.constant = self.constant * self.multiplier & 0xFFFFFFFF
         mixed = mixed * np.uint32(self.constant)
-        return mixed ^ (mixed >> _SHIFT)
+        mixed ^= mixed >> _SHIFT
+        return mixed
 
 
 def _mix(x: Words, y: Words) -> Words:
-    mixed = x * _MIX_L - y * _MIX_R
-    return mixed ^ (mixed >> _SHIFT)
+    mixed: Words = x * _MIX_L - y * _MIX_R
+    mixed ^= mixed >> _SHIFT
+    return mixed
 
 
 def _mix_entropy(columns: Words) -> list[Words]:
@@ -158,7 +161,7 @@ class _Known(ISpawnableSeedSequence):
             return self._stream.words[:n_words].copy()
         return self._sequence().generate_state(n_words, dtype)
 
-    def spawn(self, n_children: int) -> list[np.random.SeedSequence]:
+    def spawn(self, n_children: int) -> list[Any]:
         return self._sequence().spawn(n_children)
 
     def _sequence(self) -> np.random.SeedSequence:

