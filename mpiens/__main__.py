@@ -13,6 +13,7 @@ import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from types import ModuleType  # noqa: E402
 
 from mpiens import __version__, progress  # noqa: E402
 from mpiens.spec import Fault, SpecError  # noqa: E402
@@ -47,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.ranks is not None:
         return _launch(options.ranks)
     # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
-    from mpiens import mpi  # noqa: PLC0415, I001
+    mpi = _load_mpi()
     from mpiens import ensemble  # noqa: PLC0415
 
     try:
@@ -76,10 +77,22 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
+def _load_mpi() -> ModuleType:
+    """Import the one module that loads MPI; a sentence where there is none to load."""
+    try:
+        from mpiens import mpi  # noqa: PLC0415
+    except (ImportError, RuntimeError) as error:
+        text = (
+            "no MPI library can be loaded: load the module of your cluster's MPI, or "
+            f'install one by pip install "mpiens[mpich]" ({str(error).splitlines()[0]})'
+        )
+        raise SpecError([Fault("", text)]) from error
+    return mpi
+
+
 def _launch(ranks: int) -> int:
     """Start so many ranks of this same command on this machine."""
-    from mpiens import mpi  # noqa: PLC0415  (it loads MPI)
-
+    mpi = _load_mpi()
     try:
         command, environment = mpi.launch_command(ranks)
     except mpi.LaunchError as error:
