@@ -16,7 +16,7 @@ from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
 from mpiens import __version__, progress  # noqa: E402
-from mpiens.spec import Fault, SpecError  # noqa: E402
+from mpiens.fault import Fault, SpecError  # noqa: E402
 
 USAGE = """\
 mpiens SPEC.toml [options]              run it, or go on with it

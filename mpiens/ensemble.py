@@ -15,11 +15,16 @@ import h5py
 import numpy as np
 
 from mpiens import growth, model, mpi, provenance, store, summary, window
+from mpiens.child import ask_child
 from mpiens.expression import Expression
-from mpiens.layout import DONE, FAILED, PENDING, Described, Layout, Row, settle
+from mpiens.fault import Fault, SpecError, place
+from mpiens.layout import DONE, FAILED, PENDING, Layout
+from mpiens.outcome import Batch, Failure, Tasks
 from mpiens.progress import Tally, format_seconds, show_progress
-from mpiens.runner import Batch, Failure, Inline, Process, Tasks, ask_child
-from mpiens.spec import Fault, Spec, SpecError, locate_faults, place, read
+from mpiens.reader import locate_faults, read
+from mpiens.row import Described, Row, settle
+from mpiens.runner import Inline, Process
+from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
 from mpiens.workqueue import Manager, Worker, work
 

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from mpiens import model, streams
-from mpiens.layout import DONE, FAILED, checksum, describe
+from mpiens.fault import Fault, SpecError, nearest
+from mpiens.layout import DONE, FAILED
 from mpiens.model import Model, format_failure
-from mpiens.spec import Fault, Spec, SpecError, locate_faults, nearest, read
+from mpiens.reader import locate_faults, read
+from mpiens.row import checksum, describe
+from mpiens.spec import Spec
 from mpiens.store import Store
 
 GOOD, BAD = 0, 3

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mpiens.spec import Output, Spec, place, to_text
+from mpiens.fault import place
+from mpiens.spec import Output, Spec, to_text
 
 Parameters = Mapping[str, tuple[Any, ...]]
 

@@ -1,223 +1,26 @@
 """The result file as data: names, dimensions, shapes and types of all it holds.
 
-Nothing here touches a file.  A :class:`Row` says what one task leaves, a
-:class:`Layout` what the whole file holds, and :func:`Layout.datasets` lists every
-dataset in the order in which it is laid down.
+Nothing here touches a file.  :func:`Layout.datasets` lists every dataset in the order
+in which it is laid down.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mpiens.row import Output, Row
 from mpiens.spec import Spec, to_text
 
 PENDING, DONE, FAILED, UNUSED = range(4)
 STATUS = ("pending", "done", "failed", "unused")
-
 FAILURES = 1000  # failures kept with their text
 FAILURE_BYTES = 8192
-
-RECORD = np.dtype(
-    [("task", "<i8"), ("checksum", "<u8"), ("seconds", "<f8"), ("attempts", "<u2")]
-)
-"""What is known of one finished task, beside its row."""
-
-Described = Mapping[str, tuple[tuple[int, ...], str]]
-"""Output name to (shape, dtype), as the first task that succeeded returned it."""
-
-
-class OutputError(ValueError):
-    """A model returned something that its spec or its first task rules out."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One named array of a task, as it is stored."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    padded: bool = False  # shorter rows are filled up with NaN
-    boolean: bool = False  # stored as int8, as netCDF has no booleans
-    keep: bool = True
-    units: str | None = None
-    summaries: tuple[str, ...] = ()
-
-    @property
-    def fill(self) -> Any:
-        """The value of a place that no model has filled."""
-        kind = np.dtype(self.dtype)
-        if kind.kind == "f":
-            return kind.type(np.nan)
-        limits = np.iinfo(kind)
-        return kind.type(limits.max if kind.kind == "u" else limits.min)
-
-    def cast(self, value: Any) -> NDArray[Any]:
-        """Return the value as stored; OutputError where shape or type forbid it."""
-        given = to_array(self.name, value)
-        stored = np.dtype(self.dtype)
-        if not (
-            np.can_cast(given.dtype, stored, "same_kind")
-            or (self.boolean and given.dtype == bool)
-        ):
-            raise OutputError(
-                f"output {self.name!r} is of type {given.dtype} here and of type "
-                f"{'bool' if self.boolean else stored} in the file"
-            )
-        if given.shape == self.shape:
-            return given.astype(stored, copy=False)
-        if self.padded and self._fits(given.shape):
-            row = np.full(self.shape, self.fill, dtype=stored)
-            row[: given.shape[0]] = given
-            return row
-        raise OutputError(
-            f"output {self.name!r} has shape {given.shape} here and shape "
-            f"{self.shape} in the file"
-            + ("" if self.padded else "; where lengths differ, give [outputs] a length")
-        )
-
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        return (
-            len(shape) == len(self.shape)
-            and shape[0] <= self.shape[0]
-            and shape[1:] == self.shape[1:]
-        )
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one task leaves: its outputs, side by side in memory."""
-
-    outputs: tuple[Output, ...]
-
-    @cached_property
-    def dtype(self) -> np.dtype[np.void]:
-        """The structured type of one row; packed, so that its bytes are the data."""
-        return np.dtype([(o.name, o.dtype, o.shape) for o in self.outputs])
-
-    def fill(self, row: Any, returned: Mapping[str, Any]) -> None:
-        """Put a model's outputs into one row; OutputError where one is wrong."""
-        if not isinstance(returned, Mapping):
-            raise OutputError(
-                "the model should return a mapping of output names to numbers, not "
-                f"{type(returned).__name__}; [ensemble] reduce can make one of it"
-            )
-        if foreign := returned.keys() ^ {o.name for o in self.outputs}:
-            name = sorted(map(str, foreign))[0]
-            known = ", ".join(o.name for o in self.outputs)
-            what = "is in no earlier task" if name in returned else "is missing"
-            raise OutputError(f"output {name!r} {what}; the file holds {known}")
-        for output in self.outputs:
-            row[output.name] = output.cast(returned[output.name])
-
-
-def as_bytes(array: NDArray[Any]) -> memoryview:
-    """Return the memory of a contiguous array, of whatever type, as bytes."""
-    flat: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(flat)
-
-
-def checksum(row: bytes | memoryview) -> int:
-    """Return the first 8 bytes, little-endian, of the SHA-256 of a row's bytes."""
-    return int.from_bytes(hashlib.sha256(row).digest()[:8], "little")
-
-
-def to_array(name: str, value: Any) -> NDArray[Any]:
-    """Return a model's output as a numeric array; OutputError where it is none."""
-    try:
-        given = np.asarray(value)
-    except ValueError as error:
-        raise OutputError(f"output {name!r} is no array: {error}") from error
-    if given.dtype.kind not in "biuf":
-        raise OutputError(
-            f"output {name!r} is of type {given.dtype}, which is no real number; "
-            "return numbers (of a complex one both parts)"
-        )
-    return given
-
-
-def describe(spec: Spec, returned: Any) -> Described:
-    """Return shapes and types of a first task's outputs, checked against the spec."""
-    if not isinstance(returned, Mapping):
-        Row(()).fill(None, returned)
-    described = {str(n): to_array(str(n), value) for n, value in returned.items()}
-    if not described:
-        raise OutputError("the model returned no output at all")
-    if missing := spec.outputs.keys() - described.keys():
-        got = ", ".join(described) or "nothing"
-        raise OutputError(
-            f"output {sorted(missing)[0]!r} stands in the spec, and the model "
-            f"returned {got}"
-        )
-    found = {n: (a.shape, a.dtype.str) for n, a in described.items()}
-    for output in settle(spec, found).outputs:
-        output.cast(described[output.name])
-    return found
-
-
-def settle(spec: Spec, described: Described) -> Row:
-    """Return the row that the spec and the first task's outputs make together."""
-    outputs = tuple(_settle_output(spec, name, *described[name]) for name in described)
-    sizes: dict[str, tuple[int, str]] = {}
-    for output in outputs:
-        for dim, size in zip(output.dims, output.shape, strict=True):
-            other, name = sizes.setdefault(dim, (size, output.name))
-            if other != size:
-                raise OutputError(
-                    f"dimension {dim!r} has length {size} in output {output.name!r} "
-                    f"and {other} in {name!r}; give them different dims"
-                )
-    return Row(outputs)
-
-
-def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) -> Output:
-    wanted = spec.outputs.get(name)
-    if not name.isidentifier():
-        raise OutputError(f"output {name!r} is no name; use letters, digits, and _")
-    dims = tuple(f"{name}_{axis}" for axis in range(len(shape)))
-    if wanted is None:
-        return Output(name, dims, shape, *_storage(np.dtype(dtype)))
-    if wanted.dims is not None and len(wanted.dims) != len(shape):
-        raise OutputError(
-            f"output {name!r} has shape {shape}, and its dims in the spec are "
-            f"({', '.join(wanted.dims)})"
-        )
-    if wanted.length is not None:
-        shape = (wanted.length, *shape[1:])
-    given = np.dtype(wanted.dtype or dtype)
-    if wanted.length is not None and given.kind != "f":
-        given = np.dtype(float)  # an integer could not hold the NaN of shorter rows
-    if wanted.summaries and len(shape) > 1:
-        raise OutputError(f"output {name!r} has {len(shape)} dimensions; summaries: 1")
-    stored, boolean = _storage(given)
-    return Output(
-        name=name,
-        dims=wanted.dims if wanted.dims is not None else dims,
-        shape=shape,
-        dtype=stored,
-        padded=wanted.length is not None,
-        boolean=boolean,
-        keep=wanted.keep,
-        units=wanted.units,
-        summaries=wanted.summaries,
-    )
-
-
-def _storage(given: np.dtype[Any]) -> tuple[str, Any]:
-    """Return (dtype as stored, whether it was boolean): netCDF's types only."""
-    if given.kind == "b":
-        return "<i1", True
-    size = given.itemsize if given.kind in "iu" else min(max(given.itemsize, 4), 8)
-    return np.dtype(f"{given.kind}{size}").newbyteorder("<").str, False
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiens.spec import (
-    INJECTED,
-    Fault,
-    Shared,
-    Spec,
-    SpecError,
-    nearest,
-    place,
-    to_text,
-)
+from mpiens.fault import Fault, SpecError, nearest, place
+from mpiens.spec import INJECTED, Shared, Spec, to_text
 from mpiens.streams import Stream
 
 Function = Callable[..., Any]

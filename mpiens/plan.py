@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from mpiens import model, window
+from mpiens.child import ask_child
+from mpiens.fault import SpecError
 from mpiens.layout import DONE, Layout
 from mpiens.progress import format_seconds
-from mpiens.runner import ask_child
-from mpiens.spec import Spec, SpecError, locate_faults, read
+from mpiens.reader import locate_faults, read
+from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
 
 

@@ -7,18 +7,14 @@ by ``os._exit``, so that whatever a model does costs its task and not the job.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import mmap
 import os
 import pickle
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,231 +22,20 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpiens import streams
-from mpiens.layout import RECORD, Described, Row, as_bytes, checksum, describe
+from mpiens.child import Cell, Channel, Ended, fork
 from mpiens.model import Model, format_failure
-from mpiens.spec import Fault, Spec, SpecError, place
+from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
+from mpiens.row import Row, as_bytes, checksum, describe
+from mpiens.spec import Spec
 
-Tasks = NDArray[np.int64]
 Send = Callable[[int, bytes], None]
-
 TAIL = 64 << 10  # bytes kept of what a model prints
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
-_HEAD = struct.Struct("<qB")  # length and kind of a frame
-_CELL = struct.Struct("<qd")  # the task that runs, and since when
-_BUFFER = 1 << 20
-
 # kinds of frames; the first two go to a runner, the others come from it
 ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A task that failed: how often it was tried, and why."""
-
-    task: int
-    attempts: int
-    seconds: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A first task that succeeded before any layout was known."""
-
-    task: int
-    described: Described
-    nbytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Finished tasks: what is known of each (RECORD), and their rows."""
-
-    records: NDArray[np.void]
-    rows: NDArray[np.void]
-
-    def to_bytes(self) -> bytes:
-        """Return the batch as one message: a count, the records, the rows."""
-        count = len(self.records).to_bytes(8, "little")
-        return b"".join([count, self.records.tobytes(), self.rows.tobytes()])
-
-    @classmethod
-    def from_bytes(cls, data: bytes | bytearray | memoryview, row: Row) -> Batch:
-        """Return the batch that a message holds, without copying it."""
-        count = int.from_bytes(data[:8], "little")
-        records = np.frombuffer(data, RECORD, count, offset=8)
-        offset = 8 + records.nbytes
-        if row.dtype.itemsize == 0:
-            return cls(records, np.empty(count, row.dtype))
-        return cls(records, np.frombuffer(data, row.dtype, count, offset=offset))
-
-
-class Ended(Exception):  # noqa: N818  (it is news, not an error)
-    """The other end of the socket has gone."""
-
-
-class Channel:
-    """Frames over a socket; a reader that never blocks, a writer that may."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self.socket = end
-        self._received = bytearray()
-
-    def send(self, kind: int, data: bytes | bytearray) -> None:
-        """Send one frame, waiting until the other end has taken it."""
-        try:
-            self.socket.sendall(_HEAD.pack(len(data), kind))
-            self.socket.sendall(data)
-        except OSError as error:
-            raise Ended from error
-
-    def receive(self) -> tuple[int, bytearray]:
-        """Wait for one frame."""
-        while (frame := self._next()) is None:
-            self._fill()
-        return frame
-
-    def poll(self) -> list[tuple[int, bytearray]]:
-        """Return the frames that are there; Ended once all are read and none follow."""
-        frames = []
-        try:
-            while True:
-                try:
-                    self._fill(socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                while (frame := self._next()) is not None:
-                    frames.append(frame)
-                if len(frames) > 16:  # let the caller look after other things
-                    break
-        except Ended:
-            if not frames:
-                raise
-        return frames
-
-    def receive_into(self, part: memoryview) -> None:
-        """Wait for raw bytes that follow a frame, and put them straight into memory."""
-        early = self._received[: len(part)]
-        part[: len(early)] = early
-        del self._received[: len(early)]
-        part = part[len(early) :]
-        while part:
-            got = self.socket.recv_into(part)
-            if got == 0:
-                raise Ended
-            part = part[got:]
-
-    def _fill(self, flags: int = 0) -> None:
-        try:
-            data = self.socket.recv(_BUFFER, flags)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise Ended from error
-        if not data:
-            raise Ended
-        self._received += data
-
-    def _next(self) -> tuple[int, bytearray] | None:
-        if len(self._received) < _HEAD.size:
-            return None
-        length, kind = _HEAD.unpack_from(self._received)
-        end = _HEAD.size + length
-        if len(self._received) < end:
-            return None
-        frame = self._received[_HEAD.size : end]
-        del self._received[:end]
-        return kind, frame
-
-
-def fork(body: Callable[[], None]) -> int:
-    """Run the body in a child that dies with its parent; return the child's pid."""
-    parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        die_with(parent)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
-        body()
-        code = 0
-    except Ended:
-        pass  # the supervisor has gone
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def ask_child(question: Callable[[], Any]) -> Any:
-    """Return what a function returns in a child process, or raise its SpecError.
-
-    For what runs a user's code before any runner does: it leaves nothing behind here.
-    """
-    mine, theirs = socket.socketpair()
-
-    def body() -> None:
-        mine.close()
-        os.dup2(2, 1)  # what the user's code prints is no answer
-        try:
-            answer = question()
-        except SpecError as error:
-            answer = error
-        Channel(theirs).send(BATCH, pickle.dumps(answer))
-
-    pid = fork(body)
-    theirs.close()
-    try:
-        _, data = Channel(mine).receive()
-    except Ended:
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        text = f"importing the model ended its process with code {code}"
-        raise SpecError([Fault(place("ensemble", "model"), text)]) from None
-    os.waitpid(pid, 0)
-    mine.close()
-    answer = pickle.loads(data)
-    if isinstance(answer, SpecError):
-        raise answer
-    return answer
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-class Cell:
-    """Memory that a runner shares with its supervisor: which task runs since when."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        self.clear()
-
-    def write(self, task: int) -> None:
-        """A task begins now."""
-        _CELL.pack_into(self._memory, 0, task, time.monotonic())
-
-    def clear(self) -> None:
-        """No task runs."""
-        _CELL.pack_into(self._memory, 0, -1, 0.0)
-
-    def read(self) -> tuple[int, float]:
-        """Return (task or -1, when it began on the monotonic clock)."""
-        task, since = _CELL.unpack_from(self._memory)
-        return task, since
 
 
 class Executor:

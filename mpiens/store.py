@@ -23,20 +23,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens.layout import (
-    DONE,
-    FAILED,
-    FAILURE_BYTES,
-    PENDING,
-    Dataset,
-    Layout,
-    Output,
-    Row,
-    as_bytes,
-    checksum,
-)
-from mpiens.runner import Batch, Failure
-from mpiens.spec import Fault, SpecError, decode
+from mpiens.fault import Fault, SpecError
+from mpiens.layout import DONE, FAILED, FAILURE_BYTES, PENDING, Dataset, Layout
+from mpiens.outcome import Batch, Failure
+from mpiens.reader import decode
+from mpiens.row import Output, Row, as_bytes, checksum
 
 if TYPE_CHECKING:
     from mpiens.mpi import Comm

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
-from mpiens.layout import DONE, Layout, Output, checksum
+from mpiens.layout import DONE, Layout
+from mpiens.row import Output, checksum
 from mpiens.store import Store, open_file
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
-from mpiens.layout import DONE, FAILED, Output
+from mpiens.layout import DONE, FAILED
 from mpiens.progress import format_seconds, terminal_width
+from mpiens.row import Output
 from mpiens.store import Store
 
 Floats = NDArray[np.float64]

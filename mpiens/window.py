@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiens.child import Channel, Ended, fork
+from mpiens.fault import Fault, SpecError, place
 from mpiens.model import load
-from mpiens.runner import Channel, Ended, fork
-from mpiens.spec import Fault, Spec, SpecError, place
+from mpiens.spec import Spec
 
 if TYPE_CHECKING:
     from mpiens.mpi import Comm

@@ -16,20 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mpiens.layout import RECORD, Described, Row
-from mpiens.runner import (
-    BATCH,
-    DESCRIBE,
-    FAILURE,
-    ROW,
-    TASKS,
-    Batch,
-    Description,
-    Ended,
-    Failure,
-    Runner,
-    Tasks,
-)
+from mpiens.child import Ended
+from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
+from mpiens.row import Described, Row
+from mpiens.runner import BATCH, DESCRIBE, FAILURE, ROW, TASKS, Runner
 
 if TYPE_CHECKING:
     from mpiens.mpi import Backoff, Comm

@@ -1,0 +1,59 @@
+"""What becomes of tasks: batches of rows, failures, and first descriptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens.row import Described, Row
+
+RECORD = np.dtype(
+    [("task", "<i8"), ("checksum", "<u8"), ("seconds", "<f8"), ("attempts", "<u2")]
+)
+"""What is known of one finished task, beside its row."""
+Tasks = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that failed: how often it was tried, and why."""
+
+    task: int
+    attempts: int
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A first task that succeeded before any layout was known."""
+
+    task: int
+    described: Described
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Finished tasks: what is known of each (RECORD), and their rows."""
+
+    records: NDArray[np.void]
+    rows: NDArray[np.void]
+
+    def to_bytes(self) -> bytes:
+        """Return the batch as one message: a count, the records, the rows."""
+        count = len(self.records).to_bytes(8, "little")
+        return b"".join([count, self.records.tobytes(), self.rows.tobytes()])
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview, row: Row) -> Batch:
+        """Return the batch that a message holds, without copying it."""
+        count = int.from_bytes(data[:8], "little")
+        records = np.frombuffer(data, RECORD, count, offset=8)
+        offset = 8 + records.nbytes
+        if row.dtype.itemsize == 0:
+            return cls(records, np.empty(count, row.dtype))
+        return cls(records, np.frombuffer(data, row.dtype, count, offset=offset))
