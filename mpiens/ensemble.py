@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
-from mpiens import growth, model, mpi, provenance, store, summary, window
+from mpiens import growth, model, mpi, provenance, store, streams, summary, window
 from mpiens.child import ask_child
+from mpiens.deadline import Deadline
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
@@ -26,9 +30,10 @@ from mpiens.row import Described, Row, settle
 from mpiens.runner import Inline, Process
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
-from mpiens.workqueue import Manager, Worker, work
+from mpiens.worker import Worker
+from mpiens.workqueue import Ending, Manager, work
 
-COMPLETE, SOME_FAILED = 0, 3
+COMPLETE, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 3, 4, 75
 
 
 @dataclass(frozen=True)
@@ -58,28 +63,33 @@ def run(comm: mpi.Comm, request: Request) -> int:
         shared = window.share(comm, spec)
         complete = False
         while not complete:
-            _simulate(comm, spec, shared, root)
+            ending = _simulate(comm, spec, shared, root)
+            if _tell_all(comm, partial(root.ends, ending) if root else None):
+                return int(_tell_all(comm, root.pause if root else None))
             complete = _conclude(comm, root)
     return int(_tell_all(comm, root.finish if root else None))
 
 
 def _simulate(
     comm: mpi.Comm, spec: Spec, shared: Callable[[], Any], root: Root | None
-) -> None:
-    """Run every pending task: the part of a run that takes the time."""
+) -> Ending | None:
+    """Run every pending task: the part of a run that takes the time.
+
+    Returns on the root how that ended.
+    """
     start = Process if spec.limits.isolation == "process" else Inline
-    worker = Worker(
-        start=lambda: start(spec, shared),
-        retries=spec.limits.retries,
-        task_seconds=spec.limits.task_seconds,
-    )
+    worker = Worker(lambda: start(spec, shared), spec.limits)
+    deadline = Deadline.of(os.environ)
+    deadline.listen()
     with contextlib.closing(worker):
         if root is None:
-            work(comm, worker, mpi.Backoff())
-        else:
-            root.begin()
-            manager = Manager(comm, worker, root, root.pending, root.row)
-            manager.run(mpi.Backoff())
+            work(comm, worker, deadline, mpi.Backoff())
+            return None
+        root.begin()
+        manager = Manager(comm, worker, root, deadline, root.pending, root.row)
+        ending = manager.run(mpi.Backoff())
+        root.reason = deadline.reason
+        return ending
 
 
 def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
@@ -122,6 +132,8 @@ class Root:
         self._costs: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self._progress = show_progress()
         self._tally: Tally | None = None
+        self._ending: Ending | None = None
+        self.reason = ""
 
     @property
     def row(self) -> Row | None:
@@ -168,6 +180,9 @@ class Root:
         """The first task is about to be dealt."""
         done = 0 if self._store is None else int((self._store.status != PENDING).sum())
         self._tally = Tally(self._spec.tasks, done, self._ranks)
+        if self._store is not None:
+            self._tally.failed_before = int((self._store.status == FAILED).sum())
+        self._spent = np.zeros((len(self._spec.scenarios), 2))
 
     def settle(self, described: Described | None) -> Row:
         """Lay down the file, now that a first task has shown what it holds."""
@@ -180,20 +195,59 @@ class Root:
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks."""
         self._file.write(batch, rank)
+        scenarios = batch.records["task"] // self._spec.replicates
+        np.add.at(self._spent[:, 0], scenarios, batch.records["seconds"])
+        np.add.at(self._spent[:, 1], scenarios, 1)
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
     def fail(self, failure: Failure, rank: int) -> None:
-        """Keep a failed task."""
+        """Keep a failed task, with all that is needed to look into it."""
+        failure = dataclasses.replace(failure, text=self._describe(failure))
         if self._store is None:
             self._early.append((failure, rank))
         else:
             self._store.fail(failure, rank)
         self._count(1, failure.seconds, failed=1)
 
-    def tick(self) -> None:
-        """Show progress where it is time to."""
-        if self._tally is not None:
-            self._progress.update(self._tally)
+    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+        """Return the seconds that tasks take by what their scenarios have taken."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            known = self._spent[:, 0] / self._spent[:, 1]
+        usual = np.nanmean(known) if np.isfinite(known).any() else np.nan
+        known = np.where(np.isfinite(known), known, usual)
+        return np.asarray(known[tasks // self._spec.replicates])
+
+    def tick(self) -> bool:
+        """Show progress where it is time to; whether the run is hopeless."""
+        self._progress.update(self._running)
+        failed = self._running.failed_before + self._running.failed
+        return failed > self._spec.most_failed
+
+    def ends(self, ending: Ending | None) -> bool:
+        """Whether the run ends before its file is complete."""
+        self._ending = ending
+        return ending is not Ending.COMPLETE
+
+    def pause(self) -> int:
+        """Leave the file as it is, say what is done and what to type, and end."""
+        tally = self._running
+        self._progress.close(tally)
+        if self._store is not None:
+            self._store.sync()
+            self._store.close()
+        ready = f"{tally.done + tally.finished:,} of {tally.total:,} tasks are done"
+        if self._ending is Ending.GIVEN_UP:
+            failed = tally.failed_before + tally.failed
+            text = (
+                f"given up: {failed} tasks failed, more than [limits] max_failed = "
+                f"{self._spec.limits.max_failed} allows; {ready}; mend the model or "
+                "raise max_failed, and run the same command again"
+            )
+            print(f"mpiens: {text}", file=sys.stderr)
+            return GIVEN_UP
+        text = f"stopped early ({self.reason}): {ready} and kept; to go on, run again: "
+        print(f"mpiens: {text}{shlex.join(sys.orig_argv[1:])}", file=sys.stderr)
+        return STOPPED_EARLY
 
     def scene(self) -> tuple[Path, Layout, Any]:
         """Return what all ranks need to make bands; every row is on the disk now."""
@@ -243,6 +297,22 @@ class Root:
             file=sys.stderr,
         )
         return SOME_FAILED if failed else COMPLETE
+
+    def _describe(self, failure: Failure) -> str:
+        """Return the text of a failure: where, with what, how often, and why."""
+        index, replicate = self._spec.locate(failure.task)
+        scenario = self._spec.scenarios[index]
+        [stream] = streams.make(
+            self._spec.ensemble.seed,
+            [scenario.name],
+            [replicate],
+            common=self._spec.common,
+        )
+        return (
+            f"scenario {scenario.name!r}, replicate {replicate}, attempt "
+            f"{failure.attempts}, parameters {dict(scenario.parameters)}, seed "
+            f"{stream.seed}, spawn key {stream.key}\n{failure.text}"
+        )
 
     @property
     def _file(self) -> Store:

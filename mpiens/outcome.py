@@ -48,6 +48,13 @@ class Batch:
         count = len(self.records).to_bytes(8, "little")
         return b"".join([count, self.records.tobytes(), self.rows.tobytes()])
 
+    @staticmethod
+    def tasks_of(data: bytes | bytearray | memoryview) -> list[int]:
+        """Return the tasks of a message, whatever the layout of their rows."""
+        count = int.from_bytes(data[:8], "little")
+        tasks: list[int] = np.frombuffer(data, RECORD, count, offset=8)["task"].tolist()
+        return tasks
+
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, row: Row) -> Batch:
         """Return the batch that a message holds, without copying it."""

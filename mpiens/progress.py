@@ -20,6 +20,7 @@ class Tally:
     total: int
     done: int  # finished before this run began
     ranks: int
+    failed_before: int = 0
     finished: int = 0
     failed: int = 0
     busy: float = 0.0  # seconds that tasks took, over all ranks

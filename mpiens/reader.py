@@ -302,6 +302,10 @@ def _check_bands(spec: Spec) -> Iterator[Fault]:
 
 
 def _check_limits(spec: Spec) -> Iterator[Fault]:
+    most = spec.limits.max_failed
+    if isinstance(most, float) and not most < 1:
+        text = f"{most} is no share of all tasks; write {most:.0f} for a number of them"
+        yield Fault(place("limits", "max_failed"), text)
     if spec.limits.cost is not None:
         try:
             Expression(spec.limits.cost).check()

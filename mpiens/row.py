@@ -32,6 +32,7 @@ class Output:
     padded: bool = False  # shorter rows are filled up with NaN
     boolean: bool = False  # stored as int8, as netCDF has no booleans
     keep: bool = True
+    finite: bool = False  # NaN and infinity are faults
     units: str | None = None
     summaries: tuple[str, ...] = ()
 
@@ -55,6 +56,12 @@ class Output:
             raise OutputError(
                 f"output {self.name!r} is of type {given.dtype} here and of type "
                 f"{'bool' if self.boolean else stored} in the file"
+            )
+        if self.finite and not np.isfinite(given).all():
+            first = np.argwhere(~np.isfinite(given))[0].tolist()
+            raise OutputError(
+                f"output {self.name!r} is {given[tuple(first)]} at {first}, and the "
+                "spec says that it is finite"
             )
         if given.shape == self.shape:
             return given.astype(stored, copy=False)
@@ -190,6 +197,7 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
         padded=wanted.length is not None,
         boolean=boolean,
         keep=wanted.keep,
+        finite=wanted.finite,
         units=wanted.units,
         summaries=wanted.summaries,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,8 +36,58 @@ Send = Callable[[int, bytes], None]
 TAIL = 64 << 10  # bytes kept of what a model prints
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
+CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # kinds of frames; the first two go to a runner, the others come from it
 ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
+
+
+class Watch:
+    """What is done around every task: tell which one runs, bound its memory, and see
+    that it has not closed the files through which the runner speaks.
+    """
+
+    def __init__(
+        self, cell: Cell, files: tuple[int, ...] = (), memory: int | None = None
+    ) -> None:
+        self._cell = cell
+        self._files = {file: _identify(file) for file in files}
+        self._memory = memory
+
+    def begin(self, task: int) -> None:
+        """A task begins now."""
+        self._cell.write(task)
+        if self._memory is not None:
+            limit = _data_bytes() + self._memory
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+    def end(self) -> None:
+        """A task has ended: without its files a runner cannot go on, and says so."""
+        if self._memory is not None:
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_DATA, unlimited)
+        for file, identity in self._files.items():
+            if _identify(file) != identity:
+                os._exit(CLOSED_FILES)
+
+    def rest(self) -> None:
+        """No task runs."""
+        self._cell.clear()
+
+
+def _identify(file: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _data_bytes() -> int:
+    """Return the memory that RLIMIT_DATA counts: what this process may write to."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Executor:
@@ -46,11 +98,11 @@ class Executor:
         spec: Spec,
         shared: Callable[[], Any],
         send: Send,
-        cell: Cell,
+        watch: Watch,
     ) -> None:
         self._spec = spec
         self._send = send
-        self._cell = cell
+        self._watch = watch
         self._row: Row | None = None
         self._held: list[tuple[Any, ...]] = []
         self.model = Model(spec, shared)
@@ -76,21 +128,23 @@ class Executor:
         )
         batch = _Packer(self._row, len(tasks), self._send) if self._row else None
         for task, stream in zip(tasks.tolist(), made, strict=True):
-            self._cell.write(task)
+            self._watch.begin(task)
             start = time.perf_counter()
             try:
                 returned = self.model.run(task, stream)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # also SystemExit: it is the model's fault
+                self._watch.end()
                 self._fail(task, attempts, time.perf_counter() - start, error)
                 continue
             seconds = time.perf_counter() - start
+            self._watch.end()
             if batch is None:
                 self._hold(task, attempts, seconds, returned)
             else:
                 self._pack(batch, task, attempts, seconds, returned)
-        self._cell.clear()
+        self._watch.rest()
         if batch is not None:
             batch.flush()
 
@@ -116,10 +170,7 @@ class Executor:
     def _fail(
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
-        scenario, replicate = self._spec.locate(task)
-        name = self._spec.scenarios[scenario].name
-        text = f"scenario {name!r}, replicate {replicate}: {format_failure(error)}"
-        failure = Failure(task, attempts, seconds, text)
+        failure = Failure(task, attempts, seconds, format_failure(error))
         self._send(FAILURE, pickle.dumps(failure))
 
 
@@ -203,16 +254,13 @@ class Process:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def bury(self) -> str:
-        """Collect the dead runner and say how it ended."""
+    def bury(self) -> int:
+        """Collect the dead runner; return its exit code, or minus its signal."""
         self._drain()
         _, status = os.waitpid(self.pid, 0)
         self.channel.socket.close()
         os.close(self.output)
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0:
-            return f"the model's process was ended by {signal.Signals(-code).name}"
-        return f"the model ended its process with exit code {code}"
+        return os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
         """End a runner that is no longer needed."""
@@ -241,7 +289,8 @@ class Inline:
     def __post_init__(self) -> None:
         self._frames: deque[tuple[int, bytearray]] = deque()
         self._orders: deque[tuple[int, bytes]] = deque()
-        self._executor = Executor(self.spec, self.shared, self._collect, self.cell)
+        watch = Watch(self.cell)
+        self._executor = Executor(self.spec, self.shared, self._collect, watch)
         self.tail = bytearray()
 
     def _collect(self, kind: int, data: bytes) -> None:
@@ -292,7 +341,8 @@ def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
 def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -> None:
     """Run what the supervisor asks for, until it has gone."""
     gc.freeze()  # what the supervisor holds is no garbage of ours
-    executor = Executor(spec, shared, channel.send, cell)
+    watch = Watch(cell, (1, 2, channel.socket.fileno()), spec.limits.task_memory)
+    executor = Executor(spec, shared, channel.send, watch)
     while True:
         obey(executor, *channel.receive())
         with suppress(Exception):  # a model may have closed or replaced them

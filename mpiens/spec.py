@@ -55,6 +55,7 @@ class Output:
     dtype: str | None = None
     units: str | None = None
     keep: bool = True
+    finite: bool = False
     length: Annotated[int, Ge(1)] | None = None
 
 
@@ -73,7 +74,9 @@ class Limits:
 
     __pydantic_config__ = _STRICT
     task_seconds: Annotated[float, Gt(0)] | None = None
+    task_memory: Annotated[int, Ge(1)] | None = None
     retries: Annotated[int, Ge(0)] = 0
+    max_failed: Annotated[int | float, Ge(0)] | None = None
     cost: str | None = None
     isolation: Literal["process", "none"] = "process"
 
@@ -131,6 +134,14 @@ class Spec:
     def common(self) -> bool:
         """Whether every scenario meets the same streams."""
         return self.ensemble.pairing == "common"
+
+    @property
+    def most_failed(self) -> float:
+        """How many tasks may fail before a run is given up."""
+        most = self.limits.max_failed
+        if most is None:
+            return float("inf")
+        return most if isinstance(most, int) else most * self.tasks
 
     def locate(self, task: int) -> tuple[int, int]:
         """Return the (scenario, replicate) of a task, both counted from 0."""

@@ -8,30 +8,32 @@ range ahead of need where tasks are short.  Every rank, the root too, has a
 from __future__ import annotations
 
 import pickle
-import time
+import struct
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpiens.child import Ended
-from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
+from mpiens.deadline import GRACE, Deadline
+from mpiens.outcome import Batch, Description, Failure, Tasks
 from mpiens.row import Described, Row
-from mpiens.runner import BATCH, DESCRIBE, FAILURE, ROW, TASKS, Runner
+from mpiens.runner import BATCH, DESCRIBE, FAILURE
+from mpiens.worker import Worker
 
 if TYPE_CHECKING:
     from mpiens.mpi import Backoff, Comm
 
 # tags of the queue's messages; the first three come from the manager
-TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS = 11, 12, 13, 14
+TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE = range(11, 17)
+_SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.1  # what a range should take
 AHEAD_SECONDS = 0.25  # ranges shorter than this are dealt one ahead of need
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
-START_TRIES = 3  # runners in a row that may end before their first task
 
 
 class Sink(Protocol):
@@ -46,134 +48,26 @@ class Sink(Protocol):
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task."""
 
-    def tick(self) -> None:
-        """Called often, for progress and clocks."""
+    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+        """Return the seconds that tasks will take; NaN where nothing is known."""
+
+    def tick(self) -> bool:
+        """Called often, for progress; whether the run is hopeless and should end."""
 
 
-@dataclass
-class Worker:
-    """Keeps one runner busy and alive; knows of no other rank.
+class Ending(Enum):
+    """How dealing came to its end."""
 
-    A task is retried here, with the same stream, as often as ``retries`` says.
-    """
-
-    start: Callable[[], Runner]
-    retries: int = 0
-    task_seconds: float | None = None
-    _orders: deque[tuple[Tasks, int]] = field(default_factory=deque)
-    _given: dict[int, int] = field(default_factory=dict)  # task to attempt
-    _held: set[int] = field(default_factory=set)  # run, but held back by the runner
-    _row: Row | None = None
-    _killed_at: float | None = None
-    _failed_starts: int = 0
-
-    def __post_init__(self) -> None:
-        self.runner = self.start()
-
-    def deal(self, tasks: Tasks) -> None:
-        """Take a range of tasks."""
-        self._orders.append((tasks, 1))
-
-    def settle(self, row: Row) -> None:
-        """Take the layout of rows, which releases results held back for it."""
-        self._row = row
-        self.runner.send(ROW, pickle.dumps(row))
-
-    def step(self) -> Iterator[tuple[int, bytearray]]:
-        """Look after the runner and yield its news: (kind, data)."""
-        if len(self._given) == len(self._held) and self._orders:
-            self._order(*self._orders.popleft())
-        try:
-            for kind, data in self.runner.poll():
-                yield from self._hear(kind, data)
-            self._watch()
-        except Ended:
-            yield from self._recover()
-
-    def wait(self, seconds: float) -> None:
-        """Sleep until the runner has something to say, at most so long."""
-        self.runner.wait(seconds)
-
-    def close(self) -> None:
-        """End the runner."""
-        self.runner.close()
-
-    def _order(self, tasks: Tasks, attempt: int) -> None:
-        self._given.update(dict.fromkeys(tasks.tolist(), attempt))
-        self.runner.send(TASKS, pickle.dumps((tasks, attempt)))
-
-    def _hear(self, kind: int, data: bytearray) -> Iterator[tuple[int, bytearray]]:
-        self._failed_starts = 0
-        if kind == BATCH:
-            count = int.from_bytes(data[:8], "little")
-            for task in np.frombuffer(data, RECORD, count, offset=8)["task"].tolist():
-                self._forget(task)
-            yield kind, data
-        elif kind == DESCRIBE:
-            news: Description = pickle.loads(data)
-            self._held.add(news.task)
-            yield kind, data
-        else:
-            failure: Failure = pickle.loads(data)
-            self._forget(failure.task)
-            yield from self._retry(failure)
-
-    def _forget(self, task: int) -> None:
-        del self._given[task]
-        self._held.discard(task)
-
-    def _retry(self, failure: Failure) -> Iterator[tuple[int, bytearray]]:
-        """Try a failed task again, or tell that it failed for good."""
-        if failure.attempts <= self.retries:
-            again = np.array([failure.task], dtype=np.int64)
-            self._orders.appendleft((again, failure.attempts + 1))
-            return
-        if self.runner.tail:
-            printed = bytes(self.runner.tail).decode(errors="replace")
-            text = f"{failure.text}\nThe model's last lines of output:\n{printed}"
-            failure = replace(failure, text=text)
-        yield FAILURE, bytearray(pickle.dumps(failure))
-
-    def _watch(self) -> None:
-        """End a runner whose task takes longer than it may."""
-        if self.task_seconds is None or self._killed_at is not None:
-            return
-        task, since = self.runner.cell.read()
-        if task >= 0 and time.monotonic() - since > self.task_seconds:
-            self._killed_at = time.monotonic()
-            self.runner.kill()
-
-    def _recover(self) -> Iterator[tuple[int, bytearray]]:
-        """Put a new runner in a dead one's place and blame the task that it ran."""
-        task, since = self.runner.cell.read()
-        how = self.runner.bury()
-        if self._killed_at is not None:
-            how = f"the task took longer than task_seconds = {self.task_seconds}"
-        seconds = time.monotonic() - since if task >= 0 else 0.0
-        if task < 0 and self._given:
-            self._failed_starts += 1
-            if self._failed_starts >= START_TRIES:
-                task = next(iter(self._given))
-        self._killed_at = None
-        dead, self.runner = self.runner, self.start()
-        if self._row is not None:
-            self.runner.send(ROW, pickle.dumps(self._row))
-        blamed = self._given.pop(task, None)
-        for attempt in sorted(set(self._given.values())):
-            lost = [t for t, a in self._given.items() if a == attempt]
-            self._orders.appendleft((np.array(lost, dtype=np.int64), attempt))
-        self._given, self._held = {}, set()
-        if blamed is not None:
-            self.runner.tail = dead.tail
-            failure = Failure(task, blamed, seconds, f"task {task}: {how}")
-            yield from self._retry(failure)
-            self.runner.tail = bytearray()
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # by a signal, or for want of time
+    GIVEN_UP = "given up"  # too many tasks failed
 
 
-def work(comm: Comm, worker: Worker, backoff: Backoff) -> None:
+def work(comm: Comm, worker: Worker, deadline: Deadline, backoff: Backoff) -> None:
     """Run what the manager deals until it says stop: the loop of all other ranks."""
-    stopped = False
-    while not stopped:
+    stop: float | None = None  # when running tasks are dropped, on the deadline's clock
+    asked = False
+    while True:
         busy = False
         while (message := comm.poll()) is not None:
             busy = True
@@ -181,16 +75,23 @@ def work(comm: Comm, worker: Worker, backoff: Backoff) -> None:
                 worker.deal(np.frombuffer(message.data, dtype=np.int64))
             elif message.tag == TAG_ROW:
                 worker.settle(pickle.loads(message.data))
-            else:
-                stopped = True
+            elif message.tag == TAG_STOP:
+                stop = deadline.clock() + _SECONDS.unpack(message.data)[0]
+                worker.drop()
+        if deadline.asked and not asked:
+            asked = True
+            comm.post(0, TAG_ASK, deadline.reason.encode())
         if comm.unsent() < UNSENT_BYTES:  # else the root is behind: let it catch up
             for kind, data in worker.step():
                 busy = True
                 comm.post(0, TAG_NEWS, bytes([kind]) + data)
+        if stop is not None and (worker.idle or deadline.clock() >= stop):
+            break
         if busy:
             backoff.reset()
         else:
             worker.wait(backoff.next())
+    comm.post(0, TAG_BYE, b"")
     comm.flush()
 
 
@@ -215,41 +116,68 @@ class Manager:
     comm: Comm
     worker: Worker
     sink: Sink
+    deadline: Deadline
     pending: Tasks
     row: Row | None
 
     def __post_init__(self) -> None:
         self._ranks = [Rank() for _ in range(self.comm.size)]
-        self._next = 0
         self._open = set(self.pending.tolist())
         self._seconds = 0.0
         self._finished = 0
+        self._working = self.comm.size - 1  # other ranks that have not said goodbye
         self._described: dict[int, Described] = {}
         self._undecided: deque[int] = deque(sorted(self._open))
 
-    def run(self, backoff: Backoff) -> None:
-        """Deal until every task is finished: the root's loop."""
+    def run(self, backoff: Backoff) -> Ending:
+        """Deal until every task is finished, or there is a reason to stop."""
         if self.row is not None:
             self._settle(self.row)
-        while self._open or self.row is None:
+        ending = None
+        while ending is None:
             self._deal()
-            busy = False
-            while (message := self.comm.poll()) is not None:
-                busy = True
+            self._turn(backoff)
+            ending = self._judge()
+        grace = GRACE if (left := self.deadline.remaining()) is None else left
+        grace = grace if ending is Ending.STOPPED else 0.0
+        stop = self.deadline.clock() + grace
+        for rank in range(1, self.comm.size):
+            self.comm.post(rank, TAG_STOP, _SECONDS.pack(grace))
+        self.worker.drop()
+        while self._working or not (self.worker.idle or self.deadline.clock() >= stop):
+            self._turn(backoff)
+        self.comm.flush()
+        return ending
+
+    def _judge(self) -> Ending | None:
+        """Return how dealing has ended, or None while it goes on."""
+        if not self._open and self.row is not None:
+            return Ending.COMPLETE
+        if self.sink.tick():
+            return Ending.GIVEN_UP
+        nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
+        return Ending.STOPPED if self.deadline.asked or nothing_fits else None
+
+    def _turn(self, backoff: Backoff) -> None:
+        """Hear all news there is, or sleep a little."""
+        busy = False
+        while (message := self.comm.poll()) is not None:
+            busy = True
+            if message.tag == TAG_NEWS:
                 news = memoryview(message.data)
                 self._hear(message.source, news[0], news[1:])
-            for kind, data in self.worker.step():
-                busy = True
-                self._hear(0, kind, memoryview(data))
-            self.comm.unsent()
-            self.sink.tick()
-            if busy:
-                backoff.reset()
-            else:
-                self.worker.wait(backoff.next())
-        for rank in range(1, self.comm.size):
-            self.comm.post(rank, TAG_STOP, b"")
-        self.comm.flush()
+            elif message.tag == TAG_ASK:
+                self.deadline.ask(f"{message.data.decode()} by rank {message.source}")
+            elif message.tag == TAG_BYE:
+                self._working -= 1
+        for kind, data in self.worker.step():
+            busy = True
+            self._hear(0, kind, memoryview(data))
+        self.comm.unsent()
+        if busy:
+            backoff.reset()
+        else:
+            self.worker.wait(backoff.next())
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
         if kind == BATCH and self.row is not None:
@@ -301,14 +229,21 @@ class Manager:
 
     def _deal(self) -> None:
         """Give work to every rank that runs out of it."""
-        while self._next < len(self.pending):
+        dealt = True
+        while dealt and len(self.pending):
             dealt = False
             for number, rank in enumerate(self._ranks):
-                if self._next < len(self.pending) and self._wants(rank):
+                if len(self.pending) and self._wants(rank):
+                    self._leave_out()
                     self._deal_range(number, rank)
                     dealt = True
-            if not dealt:
-                return
+
+    def _leave_out(self) -> None:
+        """Take tasks off that the remaining time will not hold; it only gets less."""
+        remaining = self.deadline.remaining()
+        if remaining is not None:
+            too_long = self.sink.expect(self.pending) > remaining
+            self.pending = self.pending[~too_long]
 
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
@@ -318,13 +253,12 @@ class Manager:
 
     def _deal_range(self, number: int, rank: Rank) -> None:
         count = self._range()
-        tasks = self.pending[self._next : self._next + count]
-        self._next += len(tasks)
+        tasks, self.pending = self.pending[:count], self.pending[count:]
         rank.left += len(tasks)
         rank.last = len(tasks)
         if number == 0:
             self.worker.deal(tasks)
-        else:
+        elif len(tasks):
             self.comm.post(number, TAG_DEAL, tasks.tobytes())
 
     def _mean(self) -> float:
@@ -339,6 +273,5 @@ class Manager:
         """
         if self.row is None or not self._finished:
             return 1
-        left = len(self.pending) - self._next
-        guided = -(-left // (2 * self.comm.size))
+        guided = -(-len(self.pending) // (2 * self.comm.size))
         return max(1, min(guided, int(RANGE_SECONDS / max(self._mean(), 1e-7))))

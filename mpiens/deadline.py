@@ -1,0 +1,82 @@
+"""When to stop dealing tasks: the job's end, a signal, or a request in a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+MARGIN = 15.0  # seconds kept for flushing the file before the job is killed
+GRACE = 20.0  # seconds that running tasks get after a signal; Slurm kills after 30
+STOP_FILE = "MPIENS_STOP_FILE"  # the variable that names the file of a request
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_LOOK = 0.2  # seconds between two looks at the file
+
+
+@dataclass
+class Deadline:
+    """Says when to stop, and how long running tasks may still take.
+
+    ``end`` is on the clock, which counts seconds since the epoch.
+    """
+
+    end: float | None = None
+    stop_file: Path | None = None
+    clock: Callable[[], float] = time.time
+    _asked: float | None = field(default=None, init=False)
+    _reason: str = field(default="", init=False)
+    _looked: float = field(default=0.0, init=False)
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Deadline:
+        """Return the deadline of this job, as its environment tells it."""
+        told = environment.get("SLURM_JOB_END_TIME", "")
+        end = float(told) - MARGIN if told.isdigit() else None
+        file = environment.get(STOP_FILE)
+        return cls(end, Path(file) if file else None)
+
+    def listen(self) -> None:
+        """Take SIGTERM, SIGUSR1, SIGINT as requests; a second SIGINT ends at once."""
+        for number in _SIGNALS:
+            signal.signal(number, self._hear)
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop."""
+        if self._asked is None:
+            self._asked = self.clock()
+            self._reason = reason
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has asked for a stop."""
+        now = self.clock()
+        if self._asked is None and self.stop_file and now - self._looked >= _LOOK:
+            self._looked = now
+            if self.stop_file.exists():
+                self.ask("a stop was asked for")
+        return self._asked is not None
+
+    @property
+    def reason(self) -> str:
+        """Why the run stops."""
+        return self._reason or "the job's time is nearly over"
+
+    def remaining(self) -> float | None:
+        """Return the seconds that a task may still take; None where nothing limits it.
+
+        After a request no new task is dealt, whatever this says.
+        """
+        ends = [] if self.end is None else [self.end]
+        if self._asked is not None:
+            ends.append(self._asked + GRACE)
+        return max(0.0, min(ends) - self.clock()) if ends else None
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self._reason == "SIGINT was received":
+            os._exit(128 + number)  # what is finished is in the file already
+        self.ask(f"{signal.Signals(number).name} was received")
