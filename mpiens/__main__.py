@@ -9,13 +9,11 @@ for _name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR"):
     os.environ.setdefault(f"{_name}_NUM_THREADS", "1")
 
 import argparse  # noqa: E402
-import signal  # noqa: E402
-import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
-from mpiens import __version__, progress  # noqa: E402
+from mpiens import __version__  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
 
 USAGE = """\
@@ -37,16 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.act(options))
     except SpecError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
-        return WRONG_INPUT
+        return _tell_faults(error)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
 
 
+def _tell_faults(error: SpecError) -> int:
+    print("\n".join(error.lines()), file=sys.stderr)
+    return WRONG_INPUT
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.ranks is not None:
-        return _launch(options.ranks)
+        return _launch(options)
     # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
     mpi = _load_mpi()
     from mpiens import ensemble  # noqa: PLC0415
@@ -62,19 +64,19 @@ def _run(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         accept_model_change=options.accept_model_change,
     )
-    code = WRONG_INPUT
     try:
         code = ensemble.run(comm, request)
-        if comm.rank == 0:
+        if comm.rank == 0 and code in (0, 3):
             _print_table(request.file)
-    except SpecError:
+    except SpecError as error:
+        code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT
+    except ensemble.Trouble as trouble:
+        code = trouble.code
         if comm.rank == 0:
-            raise
-    finally:
-        if sys.exc_info()[0] in (None, SpecError):
-            sys.stdout.flush()
-            mpi.finish()
-    return code
+            print(f"mpiens: {trouble}", file=sys.stderr)
+    sys.stdout.flush()
+    mpi.finish()
+    return int(code)
 
 
 def _load_mpi() -> ModuleType:
@@ -90,26 +92,23 @@ def _load_mpi() -> ModuleType:
     return mpi
 
 
-def _launch(ranks: int) -> int:
-    """Start so many ranks of this same command on this machine."""
+def _launch(options: argparse.Namespace) -> int:
+    """Start ranks of this same command on this machine."""
     mpi = _load_mpi()
+    from mpiens import launch  # noqa: PLC0415
+
     try:
-        command, environment = mpi.launch_command(ranks)
+        command, environment = mpi.launch_command(options.ranks)
     except mpi.LaunchError as error:
         raise SpecError([Fault("", str(error))]) from error
-    environment |= progress.tell_terminals()
     words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
-    with subprocess.Popen([*command, *words], env=environment) as launcher:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has got it too
-        try:
-            return launcher.wait()
-        finally:
-            signal.signal(signal.SIGINT, previous)
+    file = options.output or Path(f"{options.spec.stem}.h5")
+    return launch.Launch([*command, *words], environment, file).run()
 
 
 def _without_ranks(words: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-n", type=int)
+    parser.add_argument("-n", "--ranks", type=int)
     return parser.parse_known_args(words)[1]
 
 

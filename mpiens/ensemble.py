@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from mpiens.deadline import Deadline
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
+from mpiens.lock import Lock
 from mpiens.outcome import Batch, Failure, Tasks
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import locate_faults, read
@@ -33,7 +34,7 @@ from mpiens.store import PARTIAL, Store
 from mpiens.worker import Worker
 from mpiens.workqueue import Ending, Manager, work
 
-COMPLETE, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 3, 4, 75
+COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,51 @@ class Request:
         return self.output or Path(f"{self.spec.stem}.h5")
 
 
+class Trouble(Exception):  # noqa: N818  (the file system's, nobody's error)
+    """The file system has failed us; what is finished is kept."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text, code)
+        self.text = text
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def of(cls, error: OSError) -> Trouble:
+        """Say what has failed and what to do: wait for it, or choose another place."""
+        passing = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        what = error.strerror or str(error)
+        where = f"{error.filename}: " if error.filename else "the result file: "
+        way = (
+            "what is finished is kept; mend it, and run the same command again"
+            if passing
+            else "choose another place by -o, or mend this one"
+        )
+        return cls(f"{where}{what}; {way}", STOPPED_EARLY if passing else WRONG_INPUT)
+
+
 def run(comm: mpi.Comm, request: Request) -> int:
     """Run an ensemble to its end, or go on with it; return the exit code.  Collective.
 
     Raises SpecError, on every rank, where the user's input is wrong.
     """
     root = Root(comm.size, request) if comm.rank == 0 else None
-    spec = _tell_all(comm, root.prepare if root else None)
-    if spec is not None:  # else there is nothing left to do
-        shared = window.share(comm, spec)
-        complete = False
-        while not complete:
-            ending = _simulate(comm, spec, shared, root)
-            if _tell_all(comm, partial(root.ends, ending) if root else None):
-                return int(_tell_all(comm, root.pause if root else None))
-            complete = _conclude(comm, root)
-    return int(_tell_all(comm, root.finish if root else None))
+    try:
+        spec = _tell_all(comm, root.prepare if root else None)
+        if spec is not None:  # else there is nothing left to do
+            shared = window.share(comm, spec)
+            complete = False
+            while not complete:
+                ending = _simulate(comm, spec, shared, root)
+                if _tell_all(comm, partial(root.ends, ending) if root else None):
+                    return int(_tell_all(comm, root.pause if root else None))
+                complete = _conclude(comm, root)
+        return int(_tell_all(comm, root.finish if root else None))
+    finally:
+        if root is not None:
+            root.release()
 
 
 def _simulate(
@@ -89,6 +119,7 @@ def _simulate(
         manager = Manager(comm, worker, root, deadline, root.pending, root.row)
         ending = manager.run(mpi.Backoff())
         root.reason = deadline.reason
+        root.trouble = manager.trouble
         return ending
 
 
@@ -108,15 +139,17 @@ def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
 
 
 def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
-    """Let the root do something; its result, or its SpecError, is everybody's."""
+    """Let the root do something; its result, SpecError or Trouble is everybody's."""
     outcome: Any = None
     if act is not None:
         try:
             outcome = act()
         except SpecError as error:
             outcome = error
+        except OSError as error:
+            outcome = Trouble.of(error)
     outcome = comm.bcast(outcome)
-    if isinstance(outcome, SpecError):
+    if isinstance(outcome, SpecError | Trouble):
         raise outcome
     return outcome
 
@@ -133,7 +166,9 @@ class Root:
         self._progress = show_progress()
         self._tally: Tally | None = None
         self._ending: Ending | None = None
+        self._lock: Lock | None = None
         self.reason = ""
+        self.trouble: OSError | None = None
 
     @property
     def row(self) -> Row | None:
@@ -172,9 +207,13 @@ class Root:
         self._code = signature.code
         self._parameters = model.fill_parameters(self._spec, signature)
         self._costs = self._hint_costs()
-        if self._find_file():
-            return None
-        return self._spec
+        self._lock = Lock(request.file)
+        return None if self._find_file() else self._spec
+
+    def release(self) -> None:
+        """Let others write the file."""
+        if self._lock is not None:
+            self._lock.release()
 
     def begin(self) -> None:
         """The first task is about to be dealt."""
@@ -232,6 +271,8 @@ class Root:
         """Leave the file as it is, say what is done and what to type, and end."""
         tally = self._running
         self._progress.close(tally)
+        if self.trouble is not None:
+            raise self.trouble
         if self._store is not None:
             self._store.sync()
             self._store.close()
@@ -245,8 +286,8 @@ class Root:
             )
             print(f"mpiens: {text}", file=sys.stderr)
             return GIVEN_UP
-        text = f"stopped early ({self.reason}): {ready} and kept; to go on, run again: "
-        print(f"mpiens: {text}{shlex.join(sys.orig_argv[1:])}", file=sys.stderr)
+        text = f"stopped early ({self.reason}): {ready} and kept"
+        print(f"mpiens: {text}; run the same command again to go on", file=sys.stderr)
         return STOPPED_EARLY
 
     def scene(self) -> tuple[Path, Layout, Any]:

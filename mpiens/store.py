@@ -138,9 +138,11 @@ class Store:
     def failures(self) -> Iterator[tuple[int, str]]:
         """Yield (task, text) of the failures in the table that still are failures."""
         texts = self.read("/failures/text")
-        for task, text in zip(self.read("/failures/task"), texts, strict=True):
+        tasks = self.read("/failures/task")
+        for line in np.argsort(tasks, kind="stable").tolist():
+            task = int(tasks[line])
             if task >= 0 and self.status[task] == FAILED:
-                yield int(task), text.decode(errors="replace")
+                yield task, texts[line].decode(errors="replace")
 
     def forget(self, tasks: NDArray[np.int64]) -> None:
         """Call tasks pending again."""

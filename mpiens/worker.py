@@ -67,11 +67,14 @@ class Worker:
             tasks, attempt = self._orders.popleft()
             self._given.update(dict.fromkeys(tasks.tolist(), attempt))
             self.runner.send(TASKS, pickle.dumps((tasks, attempt)))
+        ended = False
         try:
             for kind, data in self.runner.poll():
                 yield from self._hear(kind, data)
             self._watch()
         except Ended:
+            ended = True
+        if ended:  # not within the except: the new runner would inherit the exception
             yield from self._recover()
 
     def wait(self, seconds: float) -> None:

@@ -126,11 +126,16 @@ class Manager:
         self._seconds = 0.0
         self._finished = 0
         self._working = self.comm.size - 1  # other ranks that have not said goodbye
+        self.trouble: OSError | None = None
         self._described: dict[int, Described] = {}
         self._undecided: deque[int] = deque(sorted(self._open))
 
     def run(self, backoff: Backoff) -> Ending:
-        """Deal until every task is finished, or there is a reason to stop."""
+        """Deal until every task is finished, or there is a reason to stop.
+
+        An OSError of the sink, such as a full disk, is such a reason: it is kept as
+        ``trouble``, and no further news is taken.
+        """
         if self.row is not None:
             self._settle(self.row)
         ending = None
@@ -153,6 +158,8 @@ class Manager:
         """Return how dealing has ended, or None while it goes on."""
         if not self._open and self.row is not None:
             return Ending.COMPLETE
+        if self.trouble is not None:
+            return Ending.STOPPED
         if self.sink.tick():
             return Ending.GIVEN_UP
         nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
@@ -180,6 +187,14 @@ class Manager:
             self.worker.wait(backoff.next())
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
+        if self.trouble is not None:
+            return
+        try:
+            self._take(rank, kind, data)
+        except OSError as error:
+            self.trouble = error
+
+    def _take(self, rank: int, kind: int, data: memoryview) -> None:
         if kind == BATCH and self.row is not None:
             batch = Batch.from_bytes(data, self.row)
             self.sink.write(batch, rank)
