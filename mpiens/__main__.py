@@ -51,13 +51,13 @@ def _run(options: argparse.Namespace) -> int:
         return _launch(options)
     # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
     mpi = _load_mpi()
-    from mpiens import ensemble  # noqa: PLC0415
+    from mpiens import ensemble, root  # noqa: PLC0415
 
     try:
         comm = mpi.start()
     except mpi.LaunchError as error:
         raise SpecError([Fault("", str(error))]) from error
-    request = ensemble.Request(
+    request = root.Request(
         spec=options.spec,
         output=options.output,
         fresh=options.fresh,
@@ -65,18 +65,18 @@ def _run(options: argparse.Namespace) -> int:
         accept_model_change=options.accept_model_change,
     )
     try:
-        code = ensemble.run(comm, request)
+        code, comm = ensemble.run(comm, request)
         if comm.rank == 0 and code in (0, 3):
             _print_table(request.file)
     except SpecError as error:
         code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT
-    except ensemble.Trouble as trouble:
+    except root.Trouble as trouble:
         code = trouble.code
         if comm.rank == 0:
             print(f"mpiens: {trouble}", file=sys.stderr)
     sys.stdout.flush()
-    mpi.finish()
-    return int(code)
+    mpi.finish(comm, code)
+    return code
 
 
 def _load_mpi() -> ModuleType:

@@ -32,7 +32,7 @@ def quantiles(samples: Floats, levels: Sequence[float]) -> Floats:
         return result
     ordered = np.sort(samples, axis=-1)
     undefined = np.isnan(ordered[..., -1])  # NaNs are sorted to the end
-    with np.errstate(invalid="ignore"):  # infinities are the user's own
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities are the user's own
         for index, level in enumerate(levels):
             position = (count - 1) * np.float64(level)
             below = int(np.floor(position))
@@ -72,7 +72,8 @@ def summarise(kind: str, rows: Floats, coordinate: Floats, *, padded: bool) -> F
     for length in np.unique(lengths):
         chosen = lengths == length
         if length > 0:
-            result[chosen] = _SUMMARY[kind](rows[chosen, :length], coordinate)
+            with np.errstate(invalid="ignore", over="ignore"):
+                result[chosen] = _SUMMARY[kind](rows[chosen, :length], coordinate)
     return result
 
 

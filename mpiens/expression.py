@@ -56,18 +56,22 @@ class Expression:
 
 
 _ALLOWED = (
-    *(ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.Call),
-    *(ast.operator, ast.unaryop, ast.expr_context),
+    *(ast.BinOp, ast.UnaryOp, ast.Name, ast.Call, ast.expr_context),
+    *(*_BINARY, *_UNARY),
 )
 
 
 def _refuse_foreign(node: ast.AST) -> None:
-    known = not isinstance(node, ast.Call) or (
-        isinstance(node.func, ast.Name)
-        and node.func.id in _BUILTIN
-        and not node.keywords
-    )
-    if not isinstance(node, _ALLOWED) or not known:
+    match node:
+        case ast.Constant(value=value):
+            known = type(value) in (int, float)
+        case ast.Call(func=ast.Name(id=name), keywords=[]):
+            known = name in _BUILTIN
+        case ast.Call():
+            known = False
+        case _:
+            known = isinstance(node, _ALLOWED)
+    if not known:
         raise ValueError(
             f"{ast.unparse(node)!r} is not arithmetic on parameters, "
             "with min, max and abs"

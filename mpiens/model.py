@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import random
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.spec import INJECTED, Shared, Spec, to_text
 from mpiens.streams import Stream
@@ -62,19 +65,34 @@ def find(reference: str, folder: str, where: str) -> Function:
 
 def inspect_model(spec: Spec) -> Signature:
     """Import the model and return its signature; SpecError with all its faults."""
-    function = find(spec.ensemble.model, spec.folder, place("ensemble", "model"))
-    functions = [function]
-    if spec.ensemble.reduce is not None:
-        where = place("ensemble", "reduce")
-        reduce = find(spec.ensemble.reduce, spec.folder, where)
-        _check_reduce(reduce, where)
-        functions.append(reduce)
-    if spec.shared is not None:
-        where = place("shared", "loader")
-        functions.append(find(spec.shared.loader, spec.folder, where))
-    code = hashlib.sha256(b"".join(map(_source, functions))).hexdigest()
+    references = {
+        place("ensemble", "model"): spec.ensemble.model,
+        place("ensemble", "reduce"): spec.ensemble.reduce,
+        place("shared", "loader"): spec.shared.loader if spec.shared else None,
+    }
+    faults: list[Fault] = []
+    functions: list[Function | None] = []
+    sources = []
+    for where, reference in references.items():
+        try:
+            functions.append(find(reference, spec.folder, where) if reference else None)
+            sources.append(_source(reference, spec.folder) if reference else b"")
+        except SpecError as error:
+            faults += error.faults
+            functions.append(None)
+    function, reduce, _ = functions
+    if reduce is not None:
+        faults += _check_reduce(reduce, place("ensemble", "reduce"))
+    if function is None:
+        raise SpecError(faults)
+    code = hashlib.sha256(b"".join(sources)).hexdigest()
     signature = _read_signature(spec.ensemble.model, function, code)
-    if faults := list(_check_signature(spec, signature)):
+    faults += _check_signature(spec, signature)
+    try:
+        hint_costs(spec, fill_parameters(spec, signature))
+    except SpecError as error:
+        faults += error.faults
+    if faults:
         raise SpecError(faults)
     return signature
 
@@ -91,6 +109,29 @@ def fill_parameters(spec: Spec, signature: Signature) -> dict[str, tuple[Any, ..
         )
         for name in names
     }
+
+
+def hint_costs(
+    spec: Spec, parameters: Mapping[str, tuple[Any, ...]]
+) -> list[float] | None:
+    """Return what a task of each scenario costs by the user's hint, or None.
+
+    Raises SpecError where the hint has no value for some scenario.
+    """
+    if spec.limits.cost is None:
+        return None
+    expression = Expression(spec.limits.cost)
+    where = place("limits", "cost")
+    if unknown := sorted(expression.names - parameters.keys()):
+        text = f"{unknown[0]!r} is no parameter{nearest(unknown[0], parameters)}"
+        raise SpecError([Fault(where, text)])
+    try:
+        return [
+            expression.value({name: values[i] for name, values in parameters.items()})
+            for i in range(len(spec.scenarios))
+        ]
+    except ValueError as error:
+        raise SpecError([Fault(where, str(error))]) from error
 
 
 def load(shared: Shared | None, folder: str) -> Any:
@@ -189,13 +230,13 @@ def _tell(reference: str, error: Exception) -> str:
     return f"{reference!r} raised {type(error).__name__}: {text}{at}"
 
 
-def _source(function: Function) -> bytes:
-    """Return the source of the file that defines a function, to tell changes."""
-    module = inspect.getmodule(function)
-    file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
-        return repr(function).encode()
-    return Path(file).read_bytes()
+def _source(reference: str, folder: str) -> bytes:
+    """Return the text of the file that a reference names, to tell when it changes."""
+    source = reference.split(":", maxsplit=1)[0]
+    if source.endswith(".py"):
+        return (Path(folder) / source).read_bytes()
+    file = getattr(sys.modules[source], "__file__", None)
+    return Path(file).read_bytes() if file else source.encode()
 
 
 def _injected(function: Function) -> frozenset[str]:
@@ -232,24 +273,26 @@ def _read_signature(reference: str, function: Function, code: str) -> Signature:
     )
 
 
-def _check_reduce(reduce: Function, where: str) -> None:
+def _check_reduce(reduce: Function, where: str) -> Iterator[Fault]:
+    """Yield a fault where reduce cannot be called as a runner calls it."""
     try:
-        parameters = list(inspect.signature(reduce).parameters.values())
+        signature = inspect.signature(reduce)
     except (TypeError, ValueError):
         return
-    required = [p.name for p in parameters[1:] if p.default is p.empty]
-    if not parameters or not {*required} <= {*_REDUCE}:
+    try:
+        signature.bind(None, **dict.fromkeys(_injected(reduce) & {*_REDUCE}))
+    except TypeError as error:
         names = ", ".join(_REDUCE)
-        text = f"should take the model's result, and by name no more than {names}"
-        raise SpecError([Fault(where, text)])
+        text = f"takes the model's result, and by name no more than {names} ({error})"
+        yield Fault(where, text)
 
 
 def _plain(value: Any) -> Any:
     """Return a default as it can be stored: a number as it is, all else as text."""
     if isinstance(value, np.generic):
         value = value.item()
-    simple = value is None or isinstance(value, bool | int | float | str)
-    return value if simple else to_text(value)
+    # an object's address differs from process to process, and says nothing
+    return json.loads(re.sub(r" at 0x[0-9a-f]+", "", to_text(value)))
 
 
 def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:

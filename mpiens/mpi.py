@@ -7,6 +7,7 @@ wakes up often enough to answer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import shutil
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import mpi4py
 
@@ -64,12 +66,41 @@ class Message:
     data: bytearray
 
 
+class RankLost(RuntimeError):  # noqa: N818  (it is news, not an error)
+    """Another rank has died; the survivors go on, on a communicator of their own."""
+
+
+_LOST = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _noticing(method: _Method) -> _Method:
+    """Let a method of Comm raise RankLost where MPI tells that a rank has failed."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except MPI.Exception as error:
+            if error.Get_error_class() in _LOST:
+                raise RankLost from error
+            raise
+
+    return cast(_Method, wrapped)
+
+
 @dataclass
 class Comm:
-    """A communicator whose collective calls wait politely."""
+    """A communicator whose collective calls wait politely.
+
+    A ``tolerant`` one outlives its ranks: where one has died, every call raises
+    RankLost on every survivor sooner or later, and :meth:`recover` is what to do.
+    """
 
     raw: MPI.Intracomm
-    _sends: list[tuple[MPI.Request, Buffer]] = field(default_factory=list)
+    tolerant: bool = False
+    _sends: list[tuple[MPI.Request, int, Buffer]] = field(default_factory=list)
+    _looks: int = 0
 
     @property
     def rank(self) -> int:
@@ -81,38 +112,41 @@ class Comm:
         """How many processes there are."""
         return self.raw.Get_size()
 
+    @_noticing
     def post(self, target: int, tag: int, data: Buffer) -> None:
         """Send without waiting; the data has arrived when it leaves ``unsent``."""
         request = self.raw.Issend([data, MPI.BYTE], dest=target, tag=tag)
-        self._sends.append((request, data))
+        self._sends.append((request, tag, data))
 
+    @_noticing
     def unsent(self) -> int:
         """Return how many bytes of posted messages have not been received yet."""
         self._sends = [send for send in self._sends if not send[0].Test()]
-        return sum(len(data) for _, data in self._sends)
+        return sum(len(data) for _, _, data in self._sends)
 
+    def undelivered(self, tag: int) -> list[Buffer]:
+        """Return what was posted under a tag and may not have been received."""
+        return [data for _, own, data in self._sends if own == tag]
+
+    @_noticing
     def poll(self) -> Message | None:
         """Return the next message from any rank, or None where there is none."""
-        status = MPI.Status()
-        if not self.raw.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
-            return None
-        message = Message(
-            status.Get_source(), status.Get_tag(), bytearray(status.Get_count(MPI.BYTE))
-        )
-        self.raw.Recv([message.data, MPI.BYTE], message.source, message.tag)
-        return message
+        return self._receive(MPI.ANY_TAG)
 
+    @_noticing
     def flush(self) -> None:
         """Wait until every posted message has been received."""
         backoff = Backoff()
-        while self._sends:
-            self.unsent()
+        while self.unsent():
+            self._look_around()
             backoff.sleep()
 
+    @_noticing
     def barrier(self) -> None:
         """Wait for all."""
-        _wait(self.raw.Ibarrier())
+        self._wait(self.raw.Ibarrier())
 
+    @_noticing
     def bcast(self, value: Any = None) -> Any:
         """Give the root's object to all."""
         data = pickle.dumps(value, protocol=5) if self.rank == 0 else b""
@@ -125,18 +159,22 @@ class Comm:
         self.bcast_into(memoryview(received))
         return pickle.loads(received)
 
+    @_noticing
     def bcast_into(self, buffer: memoryview) -> None:
         """Give the root's bytes to all, in chunks, straight into the buffer."""
         for start in range(0, len(buffer), CHUNK):
             part = buffer[start : start + CHUNK]
-            _wait(self.raw.Ibcast([part, MPI.BYTE], root=0))
+            self._wait(self.raw.Ibcast([part, MPI.BYTE], root=0))
 
+    @_noticing
     def all_true(self, flag: bool) -> bool:
         """Return whether the flag is true on every rank."""
         mine, both = bytearray([flag]), bytearray(1)
-        _wait(self.raw.Iallreduce([mine, MPI.BYTE], [both, MPI.BYTE], op=MPI.BAND))
+        send, receive = [mine, MPI.BYTE], [both, MPI.BYTE]
+        self._wait(self.raw.Iallreduce(send, receive, op=MPI.BAND))
         return bool(both[0])
 
+    @_noticing
     def gather(self, value: Any) -> list[Any] | None:
         """Return the objects of all ranks on the root, None elsewhere."""
         if self.rank != 0:
@@ -145,28 +183,30 @@ class Comm:
             return None
         values: dict[int, Any] = {0: value}
         backoff = Backoff()
-        status = MPI.Status()
         while len(values) < self.size:
-            if not self.raw.Iprobe(MPI.ANY_SOURCE, TAG_GATHER, status):
+            if (message := self._receive(TAG_GATHER)) is None:
                 backoff.sleep()
-                continue
-            backoff.reset()
-            data = bytearray(status.Get_count(MPI.BYTE))
-            self.raw.Recv([data, MPI.BYTE], status.Get_source(), TAG_GATHER)
-            values[status.Get_source()] = pickle.loads(data)
+            else:
+                backoff.reset()
+                values[message.source] = pickle.loads(message.data)
         return [values[rank] for rank in range(self.size)]
 
+    @_noticing
     def node(self) -> Comm:
         """Return the communicator of the ranks that share this node's memory."""
         split = self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        return Comm(MPI.Intracomm(split))
+        return Comm(MPI.Intracomm(split), self.tolerant)
 
+    @_noticing
     def leaders(self, node: Comm) -> Comm | None:
         """Return the communicator of the first rank of every node; None elsewhere."""
         color = 0 if node.rank == 0 else MPI.UNDEFINED
         split = self.raw.Split(color, key=self.rank)
-        return None if split == MPI.COMM_NULL else Comm(MPI.Intracomm(split))
+        if split == MPI.COMM_NULL:
+            return None
+        return Comm(MPI.Intracomm(split), self.tolerant)
 
+    @_noticing
     def allocate_shared(self, nbytes: int) -> memoryview:
         """Return memory of this node that all its ranks see; the first one owns it."""
         mine = nbytes if self.rank == 0 else 0
@@ -174,14 +214,52 @@ class Comm:
         memory: Any = window.Shared_query(0)[0]
         return memoryview(memory).cast("B")
 
+    def recover(self) -> Comm:
+        """Return the communicator of the survivors, in the same order.
+
+        The old one is revoked, so that every survivor comes here, and only the old one
+        is ever shrunk or agreed upon: a revoke of the new one could reach a rank that
+        is still building it.
+        """
+        self.raw.Revoke()
+        while True:
+            try:
+                survivors = self.raw.Shrink()
+                built = 1
+            except MPI.Exception:
+                built = 0
+            try:
+                self.raw.Ack_failed()
+                agreed = self.raw.Agree(built)
+            except MPI.Exception:  # one more has died: again
+                continue
+            if agreed:
+                return Comm(MPI.Intracomm(survivors), tolerant=True)
+
+    def _receive(self, tag: int) -> Message | None:
+        status = MPI.Status()
+        if not self.raw.Iprobe(MPI.ANY_SOURCE, tag, status):
+            self._look_around()
+            return None
+        data = bytearray(status.Get_count(MPI.BYTE))
+        message = Message(status.Get_source(), status.Get_tag(), data)
+        self.raw.Recv([data, MPI.BYTE], message.source, message.tag)
+        return message
+
+    def _wait(self, request: MPI.Request) -> None:
+        backoff = Backoff()
+        while not request.Test():
+            self._look_around()
+            backoff.sleep()
+
+    def _look_around(self) -> None:
+        """Ask now and then who has failed: a revocation is not always heard."""
+        self._looks += 1
+        if self.tolerant and self._looks % 20 == 0 and self.raw.Get_failed().size:
+            raise RankLost
+
 
 TAG_GATHER = 1
-
-
-def _wait(request: MPI.Request) -> None:
-    backoff = Backoff()
-    while not request.Test():
-        backoff.sleep()
 
 
 def start() -> Comm:
@@ -191,7 +269,7 @@ def start() -> Comm:
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         MPI.Init_thread(MPI.THREAD_FUNNELED)
-    world = Comm(MPI.COMM_WORLD.Dup())
+    world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
     if world.size == 1 and (wanted := _launched_size()) > 1:
         raise LaunchError(
             f"the launcher started {wanted} processes, but each is alone for "
@@ -206,9 +284,30 @@ def alone() -> Comm:
     return Comm(MPI.COMM_SELF)
 
 
-def finish() -> None:
-    """End MPI in good order."""
-    MPI.Finalize()
+def finish(comm: Comm, code: int) -> None:
+    """End MPI in good order; under fault tolerance this does not return."""
+    if not comm.tolerant:
+        MPI.Finalize()
+        return
+    with contextlib.suppress(RankLost):
+        comm.barrier()
+    leave(code)  # MPI_Finalize may hang for ever once a rank has failed
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once; other ranks, if any, notice."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_tolerant() -> bool:
+    """Whether this MPI lets survivors go on: mpi4py emulates it where it does not."""
+    switch = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112
+    enabled = switch.lower() in ("1", "true")
+    by_srun = "SLURM_STEP_ID" in os.environ and "PRTE_LAUNCHED" not in os.environ
+    name, version = MPI.get_vendor()
+    return name == "Open MPI" and version >= (5, 0, 0) and enabled and not by_srun
 
 
 def library() -> str:
@@ -247,6 +346,8 @@ def launch_command(ranks: int) -> tuple[list[str], dict[str, str]]:
         environment.setdefault("OMPI_MCA_osc", "^ucx")
         if os.geteuid() == 0:
             command.append("--allow-run-as-root")
+        if MPI.get_vendor()[1] >= (5, 0, 0):
+            command += ["--with-ft", "ulfm"]
     return command, environment
 
 
@@ -270,6 +371,6 @@ def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> NoRet
     """End all ranks where mpiens itself has a fault, after saying which."""
     traceback.print_exception(kind, error, trace)
     sys.stderr.flush()
-    if MPI.Is_initialized() and not MPI.Is_finalized():
+    if MPI.Is_initialized() and not MPI.Is_finalized() and not _is_tolerant():
         MPI.COMM_WORLD.Abort(1)
     os._exit(1)

@@ -156,7 +156,7 @@ def format_seconds(seconds: float) -> str:
     """Write a duration as people say it."""
     if seconds < 1:
         return f"{seconds:.2g} s"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

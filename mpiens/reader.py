@@ -26,6 +26,8 @@ from mpiens.spec import (
     decode_date,
 )
 
+_REFERENCE = re.compile(r"[^:]+:[^:]+")
+_STAND_INS = {"model": "stand:in", "loader": "stand:in", "replicates": 1, "seed": 0}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -74,7 +76,7 @@ def decode(text: str, path: str | Path = "", *, is_json: bool = False) -> Readin
     faults = [
         dataclasses.replace(f, line=_line_of(f.place, lines)) for f in decoder.faults
     ]
-    return Reading(spec, faults, str(path))
+    return Reading(spec, sorted(faults, key=lambda f: f.line or 0), str(path))
 
 
 def locate_faults(faults: list[Fault], path: str | Path) -> list[Fault]:
@@ -106,31 +108,30 @@ class _Decoder:
         tables = {name: self.table(name) for name in self.SECTIONS}
         ensemble = self.section("ensemble", Ensemble, tables["ensemble"])
         shared = None
-        if tables["shared"]:
+        if "shared" in self.document:
             shared = self.section("shared", Shared, tables["shared"])
-            if shared is not None:  # with the dates that JSON does not know
-                kwargs = tables["shared"].get("kwargs", {})
+            if isinstance(kwargs := tables["shared"].get("kwargs"), dict):
+                # with the dates that JSON does not know
                 shared = dataclasses.replace(shared, kwargs=kwargs)
         outputs = {
-            name: self.section(f"outputs.{name}", Output, own) or Output()
+            name: self.section(f"outputs.{name}", Output, own)
             for name, own in self.tables("outputs", tables["outputs"])
         }
         bands = self.section("bands", Bands, tables["bands"])
         limits = self.section("limits", Limits, tables["limits"])
         spec = Spec(
-            # a stand-in lets the other sections be checked all the same
-            ensemble=ensemble or Ensemble(model="model:model", replicates=1, seed=0),
+            ensemble=ensemble,
             parameters=tables["parameters"],
             bases=dict(self.tables("scenarios", tables["scenarios"])),
             sweep=self.sweep(tables["sweep"]),
             shared=shared,
             outputs=outputs,
-            bands=bands or Bands(),
-            limits=limits or Limits(),
+            bands=bands,
+            limits=limits,
             folder=folder,
         )
         self.faults += _check(spec)
-        return spec if ensemble else None
+        return spec if ensemble.model != _STAND_INS["model"] else None
 
     def fault(self, where: str, text: str) -> None:
         self.faults.append(Fault(where, text))
@@ -161,17 +162,20 @@ class _Decoder:
         return axes
 
     def section(self, name: str, kind: type[Any], part: dict[str, Any]) -> Any:
-        """Decode one section, or record its faults and return None."""
+        """Decode one section; what is wrong is recorded and left out."""
         # imported here since only the root decodes, and start-up on many ranks counts
         from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
+        adapter = TypeAdapter(kind)
         try:
             # by way of JSON: there strict types go with tables and with tuples
-            return TypeAdapter(kind).validate_json(json.dumps(part, default=str))
+            return adapter.validate_json(json.dumps(part, default=str))
         except ValidationError as error:
-            known = [f.name for f in dataclasses.fields(kind)]
+            known = {f.name for f in dataclasses.fields(kind)}
+            wrong = set()
             for item in error.errors(include_url=False):
                 key, *inner = (str(part) for part in item["loc"])
+                wrong.add(key)
                 where = place(name, key)
                 match item["type"]:
                     case "missing":
@@ -182,7 +186,10 @@ class _Decoder:
                         what = item["msg"].removeprefix("Input ")
                         at = f"[{'.'.join(inner)}]" if inner else ""
                         self.fault(where, f"{item['input']!r}{at} {what}")
-            return None
+            # the rest is checked all the same
+            right = {k: v for k, v in part.items() if k in known - wrong}
+            stand_ins = {k: v for k, v in _STAND_INS.items() if k in known & wrong}
+            return adapter.validate_json(json.dumps(stand_ins | right, default=str))
 
 
 def _check(spec: Spec) -> Iterator[Fault]:
@@ -202,7 +209,7 @@ def _check_ensemble(spec: Spec) -> Iterator[Fault]:
         place("shared", "loader"): spec.shared.loader if spec.shared else None,
     }
     for where, text in callables.items():
-        if text is not None and len([p for p in text.split(":") if p]) != 2:
+        if text is not None and not _REFERENCE.fullmatch(text):
             way = 'should read "file.py:function" or "package.module:function"'
             yield Fault(where, f"{text!r} {way}")
 
@@ -271,7 +278,7 @@ def _check_storage(section: str, output: Output) -> Iterator[Fault]:
     if output.dtype is not None:
         try:
             good = np.dtype(output.dtype).kind in "biuf"
-        except TypeError:
+        except (SyntaxError, TypeError, ValueError):
             good = False
         if not good:
             text = f"{output.dtype!r} is no numeric type; try float64 or int64"

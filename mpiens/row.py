@@ -49,13 +49,11 @@ class Output:
         """Return the value as stored; OutputError where shape or type forbid it."""
         given = to_array(self.name, value)
         stored = np.dtype(self.dtype)
-        if not (
-            np.can_cast(given.dtype, stored, "same_kind")
-            or (self.boolean and given.dtype == bool)
-        ):
+        kind = np.dtype(bool) if self.boolean else stored
+        if not np.can_cast(given.dtype, kind, "same_kind"):
             raise OutputError(
                 f"output {self.name!r} is of type {given.dtype} here and of type "
-                f"{'bool' if self.boolean else stored} in the file"
+                f"{kind} in the file"
             )
         if self.finite and not np.isfinite(given).all():
             first = np.argwhere(~np.isfinite(given))[0].tolist()
@@ -175,7 +173,8 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
         raise OutputError(f"output {name!r} is no name; use letters, digits, and _")
     dims = tuple(f"{name}_{axis}" for axis in range(len(shape)))
     if wanted is None:
-        return Output(name, dims, shape, *_storage(np.dtype(dtype)))
+        stored, boolean = _storage(np.dtype(dtype))
+        return Output(name, dims, shape, stored, boolean=boolean)
     if wanted.dims is not None and len(wanted.dims) != len(shape):
         raise OutputError(
             f"output {name!r} has shape {shape}, and its dims in the spec are "
@@ -187,7 +186,13 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
     if wanted.length is not None and given.kind != "f":
         given = np.dtype(float)  # an integer could not hold the NaN of shorter rows
     if wanted.summaries and len(shape) > 1:
-        raise OutputError(f"output {name!r} has {len(shape)} dimensions; summaries: 1")
+        raise OutputError(
+            f"output {name!r} has {len(shape)} dimensions, and summaries need one"
+        )
+    if "peak_time" in wanted.summaries and not shape:
+        raise OutputError(
+            f"output {name!r} has no dimension, and 'peak_time' needs one"
+        )
     stored, boolean = _storage(given)
     return Output(
         name=name,

@@ -165,16 +165,16 @@ class Spec:
     def document(self) -> dict[str, Any]:
         """Return the effective spec under the keys that the user writes."""
         parts = {
-            "ensemble": dataclasses.asdict(self.ensemble),
+            "ensemble": _drop_none(self.ensemble),
             "parameters": dict(self.parameters),
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
-            "shared": dataclasses.asdict(self.shared) if self.shared else {},
-            "outputs": {n: dataclasses.asdict(o) for n, o in self.outputs.items()},
-            "bands": dataclasses.asdict(self.bands),
-            "limits": dataclasses.asdict(self.limits),
+            "shared": _drop_none(self.shared) if self.shared else {},
+            "outputs": {n: _drop_none(own) for n, own in self.outputs.items()},
+            "bands": _drop_none(self.bands),
+            "limits": _drop_none(self.limits),
         }
-        return {name: _drop_none(part) for name, part in parts.items() if part}
+        return {name: part for name, part in parts.items() if part}
 
     def to_json(self) -> str:
         """Return the effective spec as JSON, which is a spec again."""
@@ -224,9 +224,7 @@ def decode_date(table: dict[str, Any]) -> Any:
     return table
 
 
-def _drop_none(part: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _drop_none(value) if isinstance(value, dict) else value
-        for key, value in part.items()
-        if value is not None
-    }
+def _drop_none(section: Any) -> dict[str, Any]:
+    """Return a section as the user writes it, without keys that are not given."""
+    fields = dataclasses.asdict(section)
+    return {key: value for key, value in fields.items() if value is not None}

@@ -48,6 +48,12 @@ class Worker:
         """Whether the runner has nothing to do that it was told to do."""
         return len(self._given) == len(self._held)
 
+    @property
+    def claims(self) -> list[int]:
+        """The tasks that it has been dealt and has not told the end of."""
+        ordered = [task for tasks, _ in self._orders for task in tasks.tolist()]
+        return [*self._given, *ordered]
+
     def deal(self, tasks: Tasks) -> None:
         """Take a range of tasks."""
         self._orders.append((tasks, 1))
@@ -55,6 +61,15 @@ class Worker:
     def drop(self) -> None:
         """Forget what the runner has not begun; the rest may still end."""
         self._orders.clear()
+
+    def reset(self) -> None:
+        """Forget everything: what was run before a layout was known is run again."""
+        if self.claims:
+            self.runner.close()
+            self.runner = self.start()
+            self._orders.clear()
+            self._given.clear()
+            self._held.clear()
 
     def settle(self, row: Row) -> None:
         """Take the layout of rows, which releases results held back for it."""

@@ -63,8 +63,20 @@ class Ending(Enum):
     GIVEN_UP = "given up"  # too many tasks failed
 
 
-def work(comm: Comm, worker: Worker, deadline: Deadline, backoff: Backoff) -> None:
-    """Run what the manager deals until it says stop: the loop of all other ranks."""
+def work(
+    comm: Comm,
+    worker: Worker,
+    deadline: Deadline,
+    backoff: Backoff,
+    unsent: list[bytes],
+) -> None:
+    """Run what the manager deals until it says stop: the loop of all other ranks.
+
+    ``unsent`` is news that an earlier root may have missed; it is emptied.  Raises
+    RankLost where another rank has died; the worker goes on all the same.
+    """
+    while unsent:
+        comm.post(0, TAG_NEWS, unsent.pop())
     stop: float | None = None  # when running tasks are dropped, on the deadline's clock
     asked = False
     while True:
@@ -95,6 +107,17 @@ def work(comm: Comm, worker: Worker, deadline: Deadline, backoff: Backoff) -> No
     comm.flush()
 
 
+def tasks_of_news(news: list[bytes]) -> list[int]:
+    """Return the tasks whose end is told."""
+    tasks: list[int] = []
+    for data in news:
+        if data[0] == BATCH:
+            tasks += Batch.tasks_of(memoryview(data)[1:])
+        elif data[0] == FAILURE:
+            tasks.append(pickle.loads(data[1:]).task)
+    return tasks
+
+
 @dataclass
 class Rank:
     """What the manager knows of one rank."""
@@ -119,10 +142,13 @@ class Manager:
     deadline: Deadline
     pending: Tasks
     row: Row | None
+    claims: list[list[int]]  # by rank: tasks dealt by a manager before this one
 
     def __post_init__(self) -> None:
-        self._ranks = [Rank() for _ in range(self.comm.size)]
+        self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
         self._open = set(self.pending.tolist())
+        claimed = [task for tasks in self.claims for task in tasks]
+        self.pending = self.pending[~np.isin(self.pending, claimed)]
         self._seconds = 0.0
         self._finished = 0
         self._working = self.comm.size - 1  # other ranks that have not said goodbye
@@ -130,7 +156,7 @@ class Manager:
         self._described: dict[int, Described] = {}
         self._undecided: deque[int] = deque(sorted(self._open))
 
-    def run(self, backoff: Backoff) -> Ending:
+    def run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
         """Deal until every task is finished, or there is a reason to stop.
 
         An OSError of the sink, such as a full disk, is such a reason: it is kept as
@@ -138,6 +164,9 @@ class Manager:
         """
         if self.row is not None:
             self._settle(self.row)
+        while unsent:
+            news = memoryview(unsent.pop())
+            self._hear(0, news[0], news[1:])
         ending = None
         while ending is None:
             self._deal()
@@ -197,11 +226,14 @@ class Manager:
     def _take(self, rank: int, kind: int, data: memoryview) -> None:
         if kind == BATCH and self.row is not None:
             batch = Batch.from_bytes(data, self.row)
-            self.sink.write(batch, rank)
-            self._finish(rank, batch.records["task"].tolist())
-            self._seconds += float(batch.records["seconds"].sum())
+            if self._is_news(rank, batch.records["task"].tolist()):
+                self.sink.write(batch, rank)
+                self._finish(rank, batch.records["task"].tolist())
+                self._seconds += float(batch.records["seconds"].sum())
         elif kind == FAILURE:
             failure: Failure = pickle.loads(data)
+            if not self._is_news(rank, [failure.task]):
+                return
             self._finish(rank, [failure.task])
             self._seconds += failure.seconds
             self.sink.fail(failure, rank)
@@ -215,6 +247,13 @@ class Manager:
             if self.row is None:
                 self._described[news.task] = news.described
                 self._decide()
+
+    def _is_news(self, rank: int, tasks: list[int]) -> bool:
+        """Whether tasks are still open: a root that died may have written them."""
+        known = self._open.isdisjoint(tasks)
+        if known:
+            self._ranks[rank].left -= len(tasks)
+        return not known
 
     def _finish(self, rank: int, tasks: list[int]) -> None:
         self._ranks[rank].left -= len(tasks)

@@ -1,0 +1,425 @@
+"""What only the root knows and does: the spec, the file, and the tally."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens import growth, model, provenance, store, streams, summary
+from mpiens.child import ask_child
+from mpiens.fault import Fault, SpecError, place
+from mpiens.layout import DONE, FAILED, PENDING, Layout
+from mpiens.lock import Lock
+from mpiens.outcome import Batch, Failure, Tasks
+from mpiens.progress import Tally, format_seconds, show_progress
+from mpiens.reader import locate_faults, read
+from mpiens.row import Described, Row, settle
+from mpiens.spec import Spec
+from mpiens.store import PARTIAL, Store
+from mpiens.workqueue import Ending
+
+COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for on the command line."""
+
+    spec: Path
+    output: Path | None = None
+    fresh: bool = False
+    retry_failed: bool = False
+    accept_model_change: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The result file."""
+        return self.output or Path(f"{self.spec.stem}.h5")
+
+
+class Trouble(Exception):  # noqa: N818  (the file system's, nobody's error)
+    """The file system has failed us; what is finished is kept."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text, code)
+        self.text = text
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def of(cls, error: OSError) -> Trouble:
+        """Say what has failed and what to do: wait for it, or choose another place."""
+        passing = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        what = error.strerror or str(error)
+        where = f"{error.filename}: " if error.filename else "the result file: "
+        way = (
+            "what is finished is kept; mend it, and run the same command again"
+            if passing
+            else "choose another place by -o, or mend this one"
+        )
+        return cls(f"{where}{what}; {way}", STOPPED_EARLY if passing else WRONG_INPUT)
+
+
+class Root:
+    """What only the root knows and does: the spec, the file, and the tally."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._ranks = 1
+        self._store: Store | None = None
+        self._early: list[tuple[Failure, int]] = []  # before there was a file
+        self._costs: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        self._progress = show_progress()
+        self._tally: Tally | None = None
+        self._ending: Ending | None = None
+        self._lock: Lock | None = None
+        self._reason = ""
+        self._trouble: OSError | None = None
+
+    @property
+    def row(self) -> Row | None:
+        """What one task leaves, once that is known."""
+        return self._store.layout.row if self._store else None
+
+    @property
+    def pending(self) -> Tasks:
+        """The tasks to be run, in the order in which they are to be dealt."""
+        if self._store is None:
+            tasks = np.arange(self._spec.tasks)
+        else:
+            tasks = np.flatnonzero(self._store.status == PENDING)
+        if self._costs is not None:
+            scenarios = tasks // self._spec.replicates
+            longest_first = np.argsort(-self._costs[scenarios], kind="stable")
+            if self._store is None:  # the first one settles the layout
+                longest_first = np.r_[0, longest_first[longest_first != 0]]
+            tasks = tasks[longest_first]
+        return tasks.astype(np.int64)
+
+    def prepare(self, ranks: int) -> Spec | None:
+        """Read the spec and find out what is left to do; None where nothing is.
+
+        Called again, by the same root or by another, where a rank has been lost: the
+        file is the truth.
+        """
+        request = self._request
+        self._ranks = ranks
+        self._tally = None
+        self._early.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        reading = read(request.spec)
+        faults = list(reading.faults)
+        if reading.spec is not None:
+            spec = reading.spec
+            try:
+                signature = ask_child(lambda: model.inspect_model(spec))
+            except SpecError as error:
+                faults += locate_faults(error.faults, request.spec)
+        if reading.spec is None or faults:
+            raise SpecError(faults, str(request.spec))
+        self._spec = reading.spec
+        self._code = signature.code
+        self._parameters = model.fill_parameters(self._spec, signature)
+        costs = model.hint_costs(self._spec, self._parameters)
+        self._costs = None if costs is None else np.array(costs)
+        self._lock = self._lock or Lock(request.file)
+        return None if self._find_file() else self._spec
+
+    def release(self) -> None:
+        """Let others write the file."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def begin(self) -> bool:
+        """The first task is about to be dealt; whether the layout is known."""
+        done = 0 if self._store is None else int((self._store.status != PENDING).sum())
+        self._tally = Tally(self._spec.tasks, done, self._ranks)
+        if self._store is not None:
+            self._tally.failed_before = int((self._store.status == FAILED).sum())
+        self._spent = np.zeros((len(self._spec.scenarios), 2))
+        return self._store is not None
+
+    def note(self, reason: str, trouble: OSError | None) -> None:
+        """Remember why dealing ended."""
+        self._reason = reason
+        self._trouble = trouble
+
+    def settle(self, described: Described | None) -> Row:
+        """Lay down the file, now that a first task has shown what it holds."""
+        row = settle(self._spec, described) if described else Row(())
+        self._store = self._lay_down(row, None)
+        for failure, rank in self._early:
+            self._store.fail(failure, rank)
+        return row
+
+    def write(self, batch: Batch, rank: int) -> None:
+        """Keep finished tasks."""
+        self._file.write(batch, rank)
+        scenarios = batch.records["task"] // self._spec.replicates
+        np.add.at(self._spent[:, 0], scenarios, batch.records["seconds"])
+        np.add.at(self._spent[:, 1], scenarios, 1)
+        self._count(len(batch.records), float(batch.records["seconds"].sum()))
+
+    def fail(self, failure: Failure, rank: int) -> None:
+        """Keep a failed task, with all that is needed to look into it."""
+        failure = dataclasses.replace(failure, text=self._describe(failure))
+        if self._store is None:
+            self._early.append((failure, rank))
+        else:
+            self._store.fail(failure, rank)
+        self._count(1, failure.seconds, failed=1)
+
+    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+        """Return the seconds that tasks take by what their scenarios have taken."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            known = self._spent[:, 0] / self._spent[:, 1]
+        usual = np.nanmean(known) if np.isfinite(known).any() else np.nan
+        known = np.where(np.isfinite(known), known, usual)
+        return np.asarray(known[tasks // self._spec.replicates])
+
+    def tick(self) -> bool:
+        """Show progress where it is time to; whether the run is hopeless."""
+        self._progress.update(self._running)
+        failed = self._running.failed_before + self._running.failed
+        return failed > self._spec.most_failed
+
+    def ends(self, ending: Ending | None) -> bool:
+        """Whether the run ends before its file is complete."""
+        self._ending = ending
+        return ending is not Ending.COMPLETE
+
+    def pause(self) -> int:
+        """Leave the file as it is, say what is done and what to type, and end."""
+        tally = self._running
+        self._progress.close(tally)
+        if self._trouble is not None:
+            raise self._trouble
+        if self._store is not None:
+            self._store.sync()
+            self._store.close()
+        ready = f"{tally.done + tally.finished:,} of {tally.total:,} tasks are done"
+        if self._ending is Ending.GIVEN_UP:
+            failed = tally.failed_before + tally.failed
+            text = (
+                f"given up: {failed} tasks failed, more than [limits] max_failed = "
+                f"{self._spec.limits.max_failed} allows; {ready}; mend the model or "
+                "raise max_failed, and run the same command again"
+            )
+            print(f"mpiens: {text}", file=sys.stderr)
+            return GIVEN_UP
+        text = f"stopped early ({self._reason}): {ready} and kept"
+        print(f"mpiens: {text}; run the same command again to go on", file=sys.stderr)
+        return STOPPED_EARLY
+
+    def scene(self) -> tuple[Path, Layout, Any]:
+        """Return what all ranks need to make bands; every row is on the disk now."""
+        self._progress.close(self._running)
+        self._file.sync()
+        return self._file.path, self._file.layout, self._file.status
+
+    def redo(self, broken: list[int]) -> bool:
+        """Call tasks pending again whose rows are not what was written."""
+        if broken:
+            text = f"{len(broken)} rows do not have their checksums and are run again"
+            print(f"mpiens: {text}", file=sys.stderr)
+            self._file.forget(np.array(broken, dtype=np.int64))
+        return bool(broken)
+
+    def finish(self) -> int:
+        """Complete the file, give it its name, and say how it went."""
+        if self._tally is None:
+            failed = int((self._file.status == FAILED).sum())
+            text = f"{self._request.file} is complete: nothing to do"
+            print(f"mpiens: {text}", file=sys.stderr)
+            self._file.close()
+            return SOME_FAILED if failed else COMPLETE
+        file = self._file
+        summary.compare(file)
+        failed = int((file.status == FAILED).sum())
+        closing = {
+            "spec": self._spec.to_json(),
+            "digest": file.digest(),
+            **provenance.closing(self._tally.elapsed(), self._ranks),
+        }
+        path = file.path
+        store.set_attributes(path, closing)
+        if not all(output.keep for output in file.layout.row.outputs):
+            path = self._slim(file)
+        file.sync()
+        file.close()
+        store.replace(path, self._request.file)
+        if path != self._partial:
+            self._partial.unlink()
+        tally = self._tally
+        print(
+            f"mpiens: {tally.total:,} tasks, {failed} failed, "
+            f"in {format_seconds(tally.elapsed())} on {self._ranks} ranks: "
+            f"{tally.rate():,.0f} tasks/min, ranks {100 * tally.utilisation():.0f}% "
+            f"busy; {self._request.file}",
+            file=sys.stderr,
+        )
+        return SOME_FAILED if failed else COMPLETE
+
+    def _describe(self, failure: Failure) -> str:
+        """Return the text of a failure: where, with what, how often, and why."""
+        index, replicate = self._spec.locate(failure.task)
+        scenario = self._spec.scenarios[index]
+        [stream] = streams.make(
+            self._spec.ensemble.seed,
+            [scenario.name],
+            [replicate],
+            common=self._spec.common,
+        )
+        return (
+            f"scenario {scenario.name!r}, replicate {replicate}, attempt "
+            f"{failure.attempts}, parameters {dict(scenario.parameters)}, seed "
+            f"{stream.seed}, spawn key {stream.key}\n{failure.text}"
+        )
+
+    @property
+    def _file(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("no file has been laid down yet")
+        return self._store
+
+    @property
+    def _running(self) -> Tally:
+        if self._tally is None:
+            raise RuntimeError("no task has been dealt yet")
+        return self._tally
+
+    @property
+    def _partial(self) -> Path:
+        file = self._request.file
+        return file.with_name(file.name + PARTIAL)
+
+    def _count(self, tasks: int, seconds: float, failed: int = 0) -> None:
+        self._running.finished += tasks
+        self._running.failed += failed
+        self._running.busy += seconds
+
+    def _find_file(self) -> bool:
+        """Open the file to go on with, if any; True where it is complete already."""
+        if self._request.fresh:
+            return False
+        complete, begun = self._request.file, self._partial
+        old: Store | None = None
+        if complete.exists():
+            old = Store(complete)
+            change = self._compare(old)
+            again = self._request.retry_failed and (old.status == FAILED).any()
+            if change.none and not again:
+                self._store = old
+                return True
+        if begun.exists():
+            old = Store(begun, writable=True)
+            change = self._compare(old)
+        if old is None:
+            return False
+        if self._request.retry_failed:
+            failed = np.flatnonzero(old.status == FAILED)
+            old.status[failed] = PENDING
+        if not (old.status == DONE).any():
+            return False  # nothing to lose, and perhaps no outputs are known
+        if self._costs is None:
+            self._costs = _learn_costs(old, self._spec)
+        if change.relays or old.path == complete:
+            self._store = self._lay_down(None, old)
+            old.close()
+        else:
+            self._store = old
+            if self._request.retry_failed:
+                old.forget(failed)
+            old.forget(old.broken())
+        return False
+
+    def _compare(self, old: Store) -> growth.Change:
+        """Compare a file's spec with ours; SpecError where they cannot be one."""
+        before = old.layout
+        change = growth.compare(
+            before.spec, self._spec, before.parameters, self._parameters
+        )
+        ways = "; use --fresh to start over, or -o to write another file"
+        text = f"has changed since {old.path} was begun{ways}"
+        faults = [Fault(where, text) for where in change.refused]
+        changed = old.attributes.get("model_code") != self._code
+        if changed and not self._request.accept_model_change:
+            text = f"its code has changed since {old.path} was begun; "
+            text += "use --accept-model-change to go on all the same, or --fresh"
+            faults.append(Fault(place("ensemble", "model"), text))
+        dropped = [o.name for o in before.row.outputs if not o.keep]
+        if change.relays and dropped and "digest" in old.attributes:
+            text = f"rows of {dropped[0]!r} were not kept, so {old.path} cannot grow"
+            faults.append(Fault(place(f"outputs.{dropped[0]}", "keep"), text + ways))
+        if faults:
+            faults = locate_faults(faults, self._request.spec)
+            raise SpecError(faults, str(self._request.spec))
+        return change
+
+    def _lay_down(self, row: Row | None, old: Store | None) -> Store:
+        """Lay down a partial file, with the rows of an older one where there is one."""
+        if row is None and old is not None:
+            row = _renew(old.layout.row, self._spec)
+        spec_file = self._request.spec
+        opening = provenance.opening(spec_file, self._spec.folder, self._code)
+        layout = Layout(self._spec, self._parameters, row or Row(()))
+        new = store.lay_down(self._partial, layout, opening)
+        if old is not None:
+            fresh = Store(new, writable=True)
+            fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec))
+            fresh.sync()
+            fresh.close()
+        store.replace(new, self._partial)
+        return Store(self._partial, writable=True)
+
+    def _slim(self, file: Store) -> Path:
+        """Copy the file without the rows that are not kept."""
+        attributes = Store(file.path).attributes
+        own = ("mpiens_format", "spec", "outputs", "parameter_names")
+        rest = {name: v for name, v in attributes.items() if name not in own}
+        new = store.lay_down(self._request.file, file.layout, rest, slim=True)
+        slim = Store(new, writable=True)
+        slim.copy_all(file)
+        slim.sync()
+        slim.close()
+        return new
+
+
+def _learn_costs(old: Store, spec: Spec) -> Any:
+    """Return seconds per task and scenario as an earlier run measured them."""
+    seconds = old.read("/tasks/seconds")
+    seconds[old.status.reshape(seconds.shape) != DONE] = np.nan
+    known = {
+        new: float(np.nanmean(seconds[before]))
+        for new, before in growth.match(old.layout.spec, spec).items()
+        if not np.isnan(seconds[before]).all()
+    }
+    usual = float(np.mean(list(known.values()))) if known else 0.0
+    return np.array([known.get(i, usual) for i in range(len(spec.scenarios))])
+
+
+def _renew(row: Row, spec: Spec) -> Row:
+    """Return the row of an older file under what the spec now says of its outputs."""
+    return Row(
+        tuple(
+            dataclasses.replace(
+                output,
+                units=spec.outputs[output.name].units,
+                summaries=spec.outputs[output.name].summaries,
+            )
+            if output.name in spec.outputs
+            else dataclasses.replace(output, units=None, summaries=())
+            for output in row.outputs
+        )
+    )

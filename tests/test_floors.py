@@ -1,0 +1,151 @@
+"""The floors: who may import whom, and what may not load MPI or heavy libraries."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Launcher
+
+import mpiens
+
+# From the ground up; a module imports only what stands before it.
+FLOORS = {
+    "ground": [
+        *("fault", "expression", "spec", "reader", "streams", "bands", "row"),
+        *("outcome", "layout", "growth", "deadline", "progress", "provenance"),
+    ],
+    "seams": ["mpi", "child", "model", "runner"],
+    "tools": ["worker", "workqueue", "window", "lock", "store"],
+    "stories": [
+        *("summary", "plan", "foreground", "table", "root", "ensemble", "launch"),
+    ],
+    "roof": ["__main__"],
+}
+ORDER = [module for floor in FLOORS.values() for module in floor]
+FOLDER = Path(mpiens.__file__).parent
+FILES = sorted(FOLDER.rglob("*.py"))
+HEAVY = ("pydantic", "rich", "scipy", "pandas", "xarray")
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk all of a module, functions too, but for what only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if not is_type_checking(child):
+            yield child
+            yield from runtime_nodes(child)
+
+
+def imports(nodes: Iterator[ast.AST]) -> set[str]:
+    """The dotted names that are imported; of ``from a import b`` it is ``a.b``."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what is imported"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    """The modules of mpiens among imported names."""
+    parts = [name.split(".") for name in names]
+    stems = {file.stem for file in FILES}
+    return {p[1] for p in parts if p[0] == "mpiens" and len(p) > 1 and p[1] in stems}
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    modules = {file.stem for file in FILES} - {"__init__"}
+    assert modules <= set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+    assert {file.parent for file in FILES} == {FOLDER}  # else stems would not do
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_module_imports_only_from_below(file: Path) -> None:
+    used = own(imports(runtime_nodes(parse(file))))
+    below = [] if file.stem == "__init__" else ORDER[: ORDER.index(file.stem)]
+    assert used <= set(below)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_only_type_checkers_import_is_the_communicator(file: Path) -> None:
+    hidden = [node for node in ast.walk(parse(file)) if is_type_checking(node)]
+    named = imports(inner for node in hidden for inner in ast.walk(node))
+    lower = set(ORDER[: ORDER.index(file.stem)]) if hidden else set()
+    assert own(named) <= lower | {"mpi"}
+
+
+def test_one_file_imports_mpi4py() -> None:
+    users = [f.stem for f in FILES if "mpi4py" in packages(imports(ast.walk(parse(f))))]
+    assert users == ["mpi"]
+
+
+@pytest.mark.parametrize("module", FLOORS["ground"])
+def test_the_ground_knows_neither_mpi_nor_hdf5(module: str) -> None:
+    for file in FILES:
+        if file.stem == module:
+            used = packages(imports(ast.walk(parse(file))))
+            assert not used & {"mpi4py", "h5py"}
+
+
+def ask(launcher: Launcher, act: str) -> set[str]:
+    """Do something in a fresh interpreter and return the packages it has loaded."""
+    code = f"""
+import json, sys
+{act}
+print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
+"""
+    launch = launcher.run([sys.executable, "-c", code], limit=30)
+    assert launch.code == 0, launch.errors
+    return set(json.loads(launch.output.splitlines()[-1]))
+
+
+def test_importing_mpiens_starts_nothing(launcher: Launcher) -> None:
+    loaded = ask(launcher, "import mpiens")
+    assert "mpiens" in loaded
+    assert not loaded & {"mpi4py", "h5py", "numpy", *HEAVY}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["check", "sweep.toml"], 0),
+        (["try", "sweep.toml", "masks,beta=0.4", "3"], 0),
+        (["show", "missing.h5"], 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+@pytest.mark.usefixtures("folder")
+def test_commands_that_need_no_mpi_load_none(
+    launcher: Launcher, words: list[str], code: int
+) -> None:
+    loaded = ask(
+        launcher,
+        f"from mpiens.__main__ import main\nassert main({words!r}) == {code}",
+    )
+    assert "numpy" in loaded
+    assert "mpi4py" not in loaded
+
+
+def test_a_rank_pays_for_no_heavy_library(launcher: Launcher) -> None:
+    loaded = ask(launcher, "import mpiens.mpi\nimport mpiens.ensemble")
+    assert {"mpi4py", "h5py"} <= loaded
+    assert not loaded & set(HEAVY)
