@@ -11,6 +11,7 @@ import functools
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
+PATIENCE = 45  # seconds after which a call that does not return ends its process
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
 SHORT, LONG = 20e-6, 5e-3  # seconds slept between two looks, at first and at most
 
@@ -78,13 +80,18 @@ def _noticing(method: _Method) -> _Method:
     """Let a method of Comm raise RankLost where MPI tells that a rank has failed."""
 
     @functools.wraps(method)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Comm, *args: Any, **kwargs: Any) -> Any:
+        if self.tolerant:
+            signal.alarm(PATIENCE)
         try:
-            return method(*args, **kwargs)
+            return method(self, *args, **kwargs)
         except MPI.Exception as error:
             if error.Get_error_class() in _LOST:
                 raise RankLost from error
             raise
+        finally:
+            if self.tolerant:
+                signal.alarm(0)
 
     return cast(_Method, wrapped)
 
@@ -221,8 +228,10 @@ class Comm:
         is ever shrunk or agreed upon: a revoke of the new one could reach a rank that
         is still building it.
         """
+        signal.alarm(PATIENCE)
         self.raw.Revoke()
         while True:
+            signal.alarm(PATIENCE)
             try:
                 survivors = self.raw.Shrink()
                 built = 1
@@ -234,6 +243,7 @@ class Comm:
             except MPI.Exception:  # one more has died: again
                 continue
             if agreed:
+                signal.alarm(0)
                 return Comm(MPI.Intracomm(survivors), tolerant=True)
 
     def _receive(self, tag: int) -> Message | None:
@@ -254,8 +264,11 @@ class Comm:
 
     def _look_around(self) -> None:
         """Ask now and then who has failed: a revocation is not always heard."""
+        if not self.tolerant:
+            return
+        signal.alarm(PATIENCE)  # waiting is not being stuck
         self._looks += 1
-        if self.tolerant and self._looks % 20 == 0 and self.raw.Get_failed().size:
+        if self._looks % 20 == 0 and self.raw.Get_failed().size:
             raise RankLost
 
 
@@ -268,8 +281,11 @@ def start() -> Comm:
     if not MPI.Is_initialized():
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        if _wants_tolerance():  # a rank that dies in here would hang all the others
+            signal.alarm(PATIENCE)
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
+    signal.alarm(0)
     if world.size == 1 and (wanted := _launched_size()) > 1:
         raise LaunchError(
             f"the launcher started {wanted} processes, but each is alone for "
@@ -303,11 +319,15 @@ def leave(code: int) -> NoReturn:
 
 def _is_tolerant() -> bool:
     """Whether this MPI lets survivors go on: mpi4py emulates it where it does not."""
-    switch = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112
-    enabled = switch.lower() in ("1", "true")
     by_srun = "SLURM_STEP_ID" in os.environ and "PRTE_LAUNCHED" not in os.environ
     name, version = MPI.get_vendor()
-    return name == "Open MPI" and version >= (5, 0, 0) and enabled and not by_srun
+    able = name == "Open MPI" and version >= (5, 0, 0)
+    return able and _wants_tolerance() and not by_srun
+
+
+def _wants_tolerance() -> bool:
+    switch = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112
+    return switch.lower() in ("1", "true")
 
 
 def library() -> str:
