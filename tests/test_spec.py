@@ -334,9 +334,9 @@ def test_a_key_has_its_line_however_it_is_written() -> None:
     """
     told = faults(text)
     assert [t.split(": ")[0] for t in told] == [
-        f"lab/sweep.toml:{line}" for line in (3, 7, 4)
+        f"lab/sweep.toml:{line}" for line in (3, 4, 7)
     ]
-    assert "[scenarios.two masks] rng" in told[1]
+    assert "[scenarios.two masks] rng" in told[2]
 
 
 @pytest.mark.parametrize(
