@@ -107,7 +107,7 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _without_ranks(words: list[str]) -> list[str]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-n", "--ranks", type=int)
     return parser.parse_known_args(words)[1]
 

@@ -12,8 +12,8 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mpiens.fault import Fault, SpecError, place
@@ -150,8 +150,9 @@ def ask_child(question: Callable[[], Any]) -> Any:
         code = os.waitstatus_to_exitcode(status)
         text = f"importing the model ended its process with code {code}"
         raise SpecError([Fault(place("ensemble", "model"), text)]) from None
+    finally:
+        mine.close()
     os.waitpid(pid, 0)
-    mine.close()
     answer = pickle.loads(data)
     if isinstance(answer, SpecError):
         raise answer
@@ -185,3 +186,17 @@ class Cell:
         """Return (task or -1, when it began on the monotonic clock)."""
         task, since = _CELL.unpack_from(self._memory)
         return task, since
+
+
+@contextmanager
+def on_standard_error() -> Iterator[None]:
+    """Let what a user's code prints go to standard error; standard output is ours."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

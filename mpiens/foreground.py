@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pdb
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpiens import model, streams
+from mpiens.child import on_standard_error
 from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import DONE, FAILED
 from mpiens.model import Model, format_failure
@@ -41,9 +39,9 @@ def try_task(path: Path, scenario: str | None, replicate: int, *, pdb: bool) -> 
     reading = read(path)
     spec = reading.require()
     try:
-        model.inspect_model(spec)
         task = find_task(spec, scenario, replicate)
-        with _on_standard_error():
+        with on_standard_error():
+            model.inspect_model(spec)
             trial = _run(spec, task, enter_pdb=pdb)
     except SpecError as error:
         faults = locate_faults(error.faults, path)
@@ -70,22 +68,28 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
     store = Store(path)
     spec = store.layout.spec
     task = find_task(spec, scenario, replicate)
-    with _on_standard_error():
+    with on_standard_error():
         trial = _run(spec, task, enter_pdb=pdb)
     status = int(store.status[task])
-    if trial is None:
+    what = f"scenario {scenario}, replicate {replicate}:"
+    row = np.zeros(1, store.layout.row.dtype)
+    failed = trial is None
+    if trial is not None:
+        try:
+            store.layout.row.fill(row[0], trial.returned)
+        except ValueError as error:
+            print(f"mpiens: {error}", file=sys.stderr)
+            failed = True
+    if failed:
         known = "as it did in the file" if status == FAILED else "unlike in the file"
-        print(f"scenario {scenario}, replicate {replicate}: failed, {known}")
+        print(f"{what} failed, {known}")
         return BAD
     if status != DONE:
-        print(f"scenario {scenario}, replicate {replicate}: the file has no row of it")
+        print(f"{what} succeeded, unlike in the file, which has no row of it")
         return BAD
-    row = np.zeros(1, store.layout.row.dtype)
-    store.layout.row.fill(row[0], trial.returned)
     stored = store.read("/tasks/checksum").reshape(-1)[task]
     same = checksum(row.tobytes()) == int(stored)
-    verdict = "bit-identical" if same else "NOT bit-identical"
-    print(f"scenario {scenario}, replicate {replicate}: {verdict}")
+    print(f"{what} {'bit-identical' if same else 'NOT bit-identical'}")
     return GOOD if same else BAD
 
 
@@ -115,7 +119,7 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     start = time.perf_counter()
     try:
         returned = runs.run(task, stream)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         print(format_failure(error), file=sys.stderr)
         parameters = dict(spec.scenarios[scenario].parameters)
         print(f"parameters: {parameters}", file=sys.stderr)
@@ -126,17 +130,3 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Trial(returned, seconds, peak)
-
-
-@contextlib.contextmanager
-def _on_standard_error() -> Iterator[None]:
-    """Let what a model prints appear on standard error; standard output is ours."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

@@ -50,7 +50,7 @@ def find(reference: str, folder: str, where: str) -> Function:
         sys.path.insert(0, folder)
     try:
         module = _import_file(Path(folder), source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SpecError([Fault(where, _tell(reference, error))]) from error
     function: Any = module
     for part in name.split("."):
@@ -142,7 +142,7 @@ def load(shared: Shared | None, folder: str) -> Any:
     function = find(shared.loader, folder, where)
     try:
         return function(**shared.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fault = Fault(where, _tell(shared.loader, error))
         raise SpecError([fault]) from error
 
@@ -220,7 +220,7 @@ def _import_file(folder: Path, source: str) -> Any:
     return module
 
 
-def _tell(reference: str, error: Exception) -> str:
+def _tell(reference: str, error: BaseException) -> str:
     """Return one sentence on a user's exception: type, text, where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).parent)

@@ -16,6 +16,9 @@ RECORD = np.dtype(
 Tasks = NDArray[np.int64]
 
 
+PRINTED = "The model's last lines of output:"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A task that failed: how often it was tried, and why."""

@@ -96,7 +96,7 @@ def format_bytes(count: float) -> str:
 
 
 def _measure_shared(spec: Spec) -> tuple[int, int]:
-    packed = window.pack(model.load(spec.shared, spec.folder))
+    packed = window.load_packed(spec)
     return len(packed.skeleton), packed.nbytes
 
 

@@ -131,7 +131,10 @@ class _Decoder:
             folder=folder,
         )
         self.faults += _check(spec)
-        return spec if ensemble.model != _STAND_INS["model"] else None
+        # a spec that names no functions cannot be looked at any further
+        named = {place("ensemble", k) for k in ("model", "reduce")}
+        named.add(place("shared", "loader"))
+        return None if named & {fault.place for fault in self.faults} else spec
 
     def fault(self, where: str, text: str) -> None:
         self.faults.append(Fault(where, text))

@@ -249,6 +249,7 @@ class Root:
         failed = int((file.status == FAILED).sum())
         closing = {
             "spec": self._spec.to_json(),
+            "model_code": self._code,
             "digest": file.digest(),
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
@@ -388,7 +389,8 @@ class Root:
         attributes = Store(file.path).attributes
         own = ("mpiens_format", "spec", "outputs", "parameter_names")
         rest = {name: v for name, v in attributes.items() if name not in own}
-        new = store.lay_down(self._request.file, file.layout, rest, slim=True)
+        layout = dataclasses.replace(file.layout, spec=self._spec)
+        new = store.lay_down(self._request.file, layout, rest, slim=True)
         slim = Store(new, writable=True)
         slim.copy_all(file)
         slim.sync()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import re
 import resource
 import select
 import signal
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mpiens import streams
-from mpiens.child import Cell, Channel, Ended, fork
+from mpiens.child import Cell, Channel, Ended, fork, on_standard_error
 from mpiens.model import Model, format_failure
 from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
 from mpiens.row import Row, as_bytes, checksum, describe
@@ -36,6 +37,7 @@ Send = Callable[[int, bytes], None]
 TAIL = 64 << 10  # bytes kept of what a model prints
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
+_MARK = b"\0task %d\0"
 CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # kinds of frames; the first two go to a runner, the others come from it
 ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
@@ -56,6 +58,9 @@ class Watch:
     def begin(self, task: int) -> None:
         """A task begins now."""
         self._cell.write(task)
+        if self._files:  # so that what is printed can be told apart by task
+            with suppress(OSError):
+                os.write(1, _MARK % task)
         if self._memory is not None:
             limit = _data_bytes() + self._memory
             resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
@@ -154,8 +159,11 @@ class Executor:
         except ValueError as error:
             self._fail(task, attempts, seconds, error)
             return
-        self._held.append((task, attempts, seconds, returned))
-        nbytes = sum(np.asarray(value).nbytes for value in returned.values())
+        kept = {
+            name: np.array(value) for name, value in returned.items()
+        }  # it may reuse
+        self._held.append((task, attempts, seconds, kept))
+        nbytes = sum(value.nbytes for value in kept.values())
         news = Description(task, described, nbytes, seconds)
         self._send(DESCRIBE, pickle.dumps(news))
 
@@ -170,6 +178,7 @@ class Executor:
     def _fail(
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
+        flush_standard()  # what it printed is part of what happened
         failure = Failure(task, attempts, seconds, format_failure(error))
         self._send(FAILURE, pickle.dumps(failure))
 
@@ -241,13 +250,21 @@ class Process:
     def poll(self) -> list[tuple[int, bytearray]]:
         """Return the runner's frames; Ended when it has gone."""
         self._drain()
-        return self.channel.poll()
+        frames = self.channel.poll()
+        self._drain()  # what was printed before a frame was sent has come before it
+        return frames
 
     def wait(self, seconds: float) -> None:
         """Sleep until the runner has something to say, at most so long."""
         ends = [self.channel.socket.fileno(), self.output]
         with suppress(OSError, ValueError):
             select.select(ends, [], [], seconds)
+
+    def printed(self, task: int) -> str:
+        """Return the end of what a task has printed."""
+        _, mark, after = bytes(self.tail).rpartition(_MARK % task)
+        own = re.split(rb"\0task \d+\0", after if mark else bytes(self.tail))[0]
+        return own.decode(errors="replace")
 
     def kill(self) -> None:
         """End the runner at once."""
@@ -290,8 +307,8 @@ class Inline:
         self._frames: deque[tuple[int, bytearray]] = deque()
         self._orders: deque[tuple[int, bytes]] = deque()
         watch = Watch(self.cell)
-        self._executor = Executor(self.spec, self.shared, self._collect, watch)
-        self.tail = bytearray()
+        with on_standard_error():
+            self._executor = Executor(self.spec, self.shared, self._collect, watch)
 
     def _collect(self, kind: int, data: bytes) -> None:
         self._frames.append((kind, bytearray(data)))
@@ -303,7 +320,8 @@ class Inline:
     def poll(self) -> list[tuple[int, bytearray]]:
         """Do one thing, if there is any, and return its frames."""
         if self._orders:
-            obey(self._executor, *self._orders.popleft())
+            with on_standard_error():
+                obey(self._executor, *self._orders.popleft())
         frames = list(self._frames)
         self._frames.clear()
         return frames
@@ -315,6 +333,11 @@ class Inline:
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+    def printed(self, task: int) -> str:
+        """Nothing is kept: what the model prints is on standard error already."""
+        del task
+        return ""
 
     def kill(self) -> NoReturn:
         """Not to be had without a process."""
@@ -345,9 +368,14 @@ def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -
     executor = Executor(spec, shared, channel.send, watch)
     while True:
         obey(executor, *channel.receive())
+        flush_standard()
+
+
+def flush_standard() -> None:
+    """Flush what Python holds back of what was printed."""
+    for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # a model may have closed or replaced them
-            sys.stdout.flush()
-            sys.stderr.flush()
+            stream.flush()
 
 
 def _redirect(end: int) -> None:

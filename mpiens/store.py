@@ -128,10 +128,11 @@ class Store:
         if len(free) == 0:
             return
         line = int(free[0])
-        kept = text.encode()
+        kept = text.encode(errors="backslashreplace")
         if len(kept) > FAILURE_BYTES:  # both ends tell more than the middle
             half = FAILURE_BYTES // 2 - 8
-            kept = kept[:half] + b"\n...\n" + kept[-half:]
+            ends = (kept[:half], kept[-half:])  # perhaps cut within a character
+            kept = "\n...\n".join(e.decode(errors="ignore") for e in ends).encode()
         self._write_tasks("/failures/text", line, np.array([kept], f"S{FAILURE_BYTES}"))
         self._write_tasks("/failures/task", line, np.array([task]))
 
@@ -216,9 +217,9 @@ class Store:
     def digest(self) -> str:
         """Return the SHA-256 of what the answer is, as 64 lowercase hex digits."""
         whole = hashlib.sha256()
-        entered = ("/parameters/", "/bands/", "/summary/")
+        entered = ("/scenario", "/level", "/parameters/", "/bands/", "/summary/")
         for dataset in self.layout.datasets():
-            if dataset.path.startswith(entered) or dataset.path == "/tasks/status":
+            if dataset.path.startswith((*entered, "/tasks/status")):
                 _enter(whole, dataset.path, dataset.dims, dataset.dtype, dataset.shape)
                 if dataset.data is not None:
                     whole.update(json.dumps(dataset.data.tolist()).encode())
@@ -308,6 +309,17 @@ def lay_down(
     not kept.
     """
     new = path.with_name(path.name + NEW)
+    try:
+        _lay_down(new, layout, attributes, slim)
+    except BaseException:
+        new.unlink(missing_ok=True)  # on a full disk, others need the space
+        raise
+    return new
+
+
+def _lay_down(
+    new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool
+) -> None:
     datasets = list(layout.datasets(slim=slim))
     with h5py.File(new, "w", locking=False) as file:
         file.attrs["mpiens_format"] = FORMAT
@@ -323,7 +335,6 @@ def lay_down(
         for dataset in datasets:
             _attach(file, dataset)
     _reserve(new, datasets)
-    return new
 
 
 def _create(file: h5py.File, dataset: Dataset) -> None:
@@ -391,7 +402,8 @@ def _reserve(path: Path, datasets: list[Dataset]) -> None:
 
 def _fill(handle: int, offset: int, dataset: Dataset) -> None:
     dtype = np.dtype(dataset.dtype)
-    block = np.full(BLOCK // dtype.itemsize, dataset.fill, dtype).tobytes()
+    count = min(BLOCK, dataset.nbytes) // dtype.itemsize
+    block = np.full(count, dataset.fill, dtype).tobytes()
     for start in range(0, dataset.nbytes, BLOCK):
         part = block[: min(BLOCK, dataset.nbytes - start)]
         os.pwrite(handle, part, offset + start)

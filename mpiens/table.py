@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.layout import DONE, FAILED
+from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.row import Output
 from mpiens.store import Store
@@ -121,6 +122,7 @@ class Table:
         width = terminal_width("stdout")
         console = Console(
             highlight=False,
+            emoji=False,
             force_terminal=width is not None,
             width=width or 200,  # a log does not fold lines
         )
@@ -136,6 +138,7 @@ class Table:
         title = f"{output.name}, {kind.replace('_', ' ')}"
         if output.units and kind != "peak_time":
             title += f" ({output.units})"
+        title = title.replace("[", "\\[")
         drawn = table.Table(
             title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
         )
@@ -170,7 +173,8 @@ class Table:
         spec = self._layout.spec
         for task, text in list(self._store.failures())[:FAILURES_SHOWN]:
             scenario, replicate = spec.locate(task)
-            last = [line for line in text.strip().splitlines() if line][-1]
+            why = text.partition(PRINTED)[0]  # the exception stands last in it
+            last = [line for line in why.strip().splitlines() if line][-1]
             name = spec.scenarios[scenario].name
             yield f"failed: scenario {name}, replicate {replicate}: {last}"
         if self.digest:

@@ -40,6 +40,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is np.ndarray and not value.dtype.hasobject:
+            if value.dtype.kind in "mM":  # numpy gives no buffer of dates
+                return np.ndarray.view, (value.view(np.int64), value.dtype)
             flags = value.flags
             if not (flags.c_contiguous or flags.f_contiguous):
                 return np.ascontiguousarray(value).__reduce_ex__(5)
@@ -65,6 +67,16 @@ def pack(value: Any) -> Packed:
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
     return Packed(stream.getvalue(), [b.raw() for b in buffers])
+
+
+def load_packed(spec: Spec) -> Packed:
+    """Load the shared data of a spec, and split it; SpecError where that fails."""
+    data = load(spec.shared, spec.folder)
+    try:
+        return pack(data)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        text = f"returned what cannot be pickled: {error}"
+        raise SpecError([Fault(place("shared", "loader"), text)]) from error
 
 
 @dataclass(frozen=True)
@@ -171,14 +183,9 @@ class _Loader:
 def _stream(channel: Channel, spec: Spec) -> None:
     """Load in the child, and send the header and then the window's bytes."""
     try:
-        packed = pack(load(spec.shared, spec.folder))
+        packed = load_packed(spec)
     except SpecError as error:
         channel.send(_FAULTS, pickle.dumps(error.faults))
-        return
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        text = f"returned what cannot be pickled: {error}"
-        fault = Fault(place("shared", "loader"), text)
-        channel.send(_FAULTS, pickle.dumps([fault]))
         return
     sizes = [len(b) for b in packed.buffers]
     header = struct.pack(f"<{len(sizes) + 1}q", len(sizes), *sizes)

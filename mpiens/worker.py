@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mpiens.child import Ended
-from mpiens.outcome import Batch, Description, Failure, Tasks
+from mpiens.outcome import PRINTED, Batch, Description, Failure, Tasks
 from mpiens.row import Row
 from mpiens.runner import BATCH, CLOSED_FILES, DESCRIBE, FAILURE, ROW, TASKS, Runner
 from mpiens.spec import Limits
@@ -110,25 +110,22 @@ class Worker:
             for task in Batch.tasks_of(data):
                 self._forget(task)
             yield kind, data
-            self.runner.tail.clear()
         else:
             failure: Failure = pickle.loads(data)
             self._forget(failure.task)
-            yield from self._retry(failure, self.runner.tail)
-            self.runner.tail.clear()
+            yield from self._retry(failure, self.runner.printed(failure.task))
 
     def _forget(self, task: int) -> None:
         del self._given[task]
         self._held.discard(task)
 
-    def _retry(self, failure: Failure, printed: bytearray) -> Iterator[News]:
+    def _retry(self, failure: Failure, printed: str) -> Iterator[News]:
         """Try a failed task again, or tell that it failed for good."""
-        if failure.attempts <= self.limits.retries:
+        if failure.attempts <= self.limits.retries + self._strays[failure.task]:
             self._order_again([failure.task], failure.attempts + 1)
             return
         if printed:
-            last = printed.decode(errors="replace")
-            text = f"{failure.text}\nThe model's last lines of output:\n{last}"
+            text = f"{failure.text}\n{PRINTED}\n{printed}"
             failure = replace(failure, text=text)
         yield FAILURE, bytearray(pickle.dumps(failure))
 
@@ -161,7 +158,7 @@ class Worker:
             )
         self._given.clear()
         self._held.clear()
-        printed = self.runner.tail
+        printed = self.runner.printed(task)
         self.runner = self.start()
         if self._row is not None:
             self.runner.send(ROW, pickle.dumps(self._row))
@@ -169,8 +166,6 @@ class Worker:
             return
         if stray and self._strays[task] < STRAY_KILLS:
             self._strays[task] += 1
-            self._order_again([task], attempt)
-            return
         yield from self._retry(Failure(task, attempt, seconds, how), printed)
 
     def _blame_start(self) -> int:

@@ -27,7 +27,7 @@ from mpiens.row import Row, settle
 from mpiens.runner import BATCH, DESCRIBE, FAILURE, ROW, TASKS, Inline, Process
 from mpiens.spec import Spec
 from mpiens.window import nothing
-from mpiens.workqueue import Worker
+from mpiens.worker import Worker
 
 # newer Pythons warn of forks beside threads, and numpy's BLAS may have started some
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

@@ -16,7 +16,7 @@ import pytest
 
 from mpiens import mpi  # before anything imports h5py, which may bring its own MPI
 
-LIMIT = 10  # seconds of one test
+LIMIT = 60  # seconds of one test
 
 
 def pytest_configure(config: pytest.Config) -> None:

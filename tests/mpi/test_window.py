@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from mpiens import mpi, window
 from mpiens.fault import SpecError
 from mpiens.model import find
-from mpiens.reader import read
+from mpiens.reader import decode
 from mpiens.spec import Spec
 
 Everyone = Callable[[Any], list[Any]]
@@ -66,31 +67,47 @@ def is_killed(size):
 """
 
 
-@pytest.fixture
-def prepare(comm: mpi.Comm, common_path: Path) -> Callable[..., Spec]:
-    """Return the spec, the same on all ranks, whose loader has that name."""
+@dataclass
+class Load:
+    """Shares what a loader of this file returns, with all ranks."""
 
-    def make(loader: str, size: int) -> Spec:
-        path = common_path / "sweep.toml"
-        if comm.rank == 0:
-            log = f"LOG = {str(common_path / 'log')!r}\n"
-            (common_path / "loaders.py").write_text(log + LOADERS)
-            text = f"""
-                [ensemble]
-                model = "loaders.py:simulate"
-                replicates = 1
-                seed = 1
-                [shared]
-                loader = "loaders.py:{loader}"
-                kwargs = {{ size = {size} }}
-                """
-            path.write_text(textwrap.dedent(text))
-        comm.raw.Barrier()
-        spec = read(path).require()
+    comm: mpi.Comm
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def spec(self, loader: str, size: int) -> Spec:
+        text = f"""
+            [ensemble]
+            model = "loaders.py:simulate"
+            replicates = 1
+            seed = 1
+            [shared]
+            loader = "loaders.py:{loader}"
+            kwargs = {{ size = {size} }}
+            """
+        place = self.folder / "sweep.toml"
+        return decode(textwrap.dedent(text), place).require()
+
+    def __call__(
+        self, loader: str, size: int, kind: type[mpi.Comm] = mpi.Comm
+    ) -> Callable[[], Any]:
+        spec = self.spec(loader, size)
+        shared = window.share(kind(self.comm.raw), spec)
         find(spec.shared.loader, spec.folder, "")  # as a model does, for Town
-        return spec
+        return shared
 
-    return make
+
+@pytest.fixture
+def load(comm: mpi.Comm, common_path: Path) -> Load:
+    load = Load(comm, common_path)
+    if comm.rank == 0:
+        source = f"LOG = {str(load.log)!r}\n" + LOADERS
+        (common_path / "loaders.py").write_text(source)
+    comm.raw.Barrier()
+    return load
 
 
 def describe(town: Any) -> tuple[Any, ...]:
@@ -106,62 +123,46 @@ class TwoNodes(mpi.Comm):
         return mpi.Comm(self.raw.Split(self.rank % 2, key=self.rank))
 
 
+@pytest.fixture(params=[1000, 16 << 20], ids=lambda size: f"chunk-{size}")
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes that travel at once: fewer than there are, and far more."""
+    monkeypatch.setattr(window, "CHUNK", request.param)
+    return int(request.param)
+
+
 @pytest.mark.parametrize("kind", [mpi.Comm, TwoNodes])
-@pytest.mark.parametrize("chunk", [1000, 16 << 20])
-@pytest.mark.parametrize("size", [1, 70_001])
+@pytest.mark.parametrize("size", [1, 5001])
 def test_every_rank_sees_what_the_root_alone_has_loaded(
-    comm: mpi.Comm,
-    everyone: Everyone,
-    prepare: Callable[..., Spec],
-    monkeypatch: pytest.MonkeyPatch,
-    size: int,
-    chunk: int,
-    kind: type[mpi.Comm],
+    everyone: Everyone, load: Load, chunk: int, size: int, kind: type[mpi.Comm]
 ) -> None:
-    monkeypatch.setattr(window, "CHUNK", max(chunk, size // 20))
-    spec = prepare("load", size)
-    shared = window.share(kind(comm.raw), spec)
+    found = everyone(lambda: describe(load("load", size, kind)()))
     rng = np.random.default_rng(size)
     home, work = rng.random((size, 3)), rng.random(size)[::2]
     expected = ["Uster", size], home.tobytes(), work.tobytes(), False
-    found = describe(shared())
-    assert everyone(found == expected) == [True] * comm.size
-    log = Path(spec.folder) / "log"
-    assert everyone(log.read_text()) == ["loaded\n"] * comm.size
+    assert [answer == expected for answer in found] == [True] * len(found)
+    assert load.log.read_text() == "loaded\n"
 
 
-def test_there_is_one_copy_for_all_ranks_of_a_node(
-    comm: mpi.Comm, everyone: Everyone, prepare: Callable[..., Spec]
+@pytest.mark.parametrize("kind", [mpi.Comm, TwoNodes])
+def test_there_is_one_copy_for_the_ranks_of_a_node(
+    comm: mpi.Comm, everyone: Everyone, load: Load, kind: type[mpi.Comm]
 ) -> None:
-    shared = window.share(comm, prepare("load", 1000))
-    assert isinstance(shared, window.Shared)
-    work = shared().contacts["work"]
-    comm.barrier()
-    if comm.rank == comm.size - 1:
-        shared.window[:] = bytes(len(shared.window))
-    comm.barrier()
-    assert everyone(float(abs(work).sum())) == [0.0] * comm.size
-
-
-def test_every_node_has_a_copy_of_its_own(
-    comm: mpi.Comm, everyone: Everyone, prepare: Callable[..., Spec]
-) -> None:
-    shared = window.share(TwoNodes(comm.raw), prepare("load", 1000))
+    shared = load("load", 1000, kind)
     assert isinstance(shared, window.Shared)
     work = shared().contacts["work"]
     comm.barrier()
     if comm.rank == 0:
         shared.window[:] = bytes(len(shared.window))
     comm.barrier()
-    zero = everyone(not work.any())
-    assert zero == [rank % 2 == 0 for rank in range(comm.size)]
+    nodes = 1 if kind is mpi.Comm else 2
+    expected = [rank % nodes == 0 for rank in range(comm.size)]
+    assert everyone(not work.any()) == expected
 
 
 def test_shared_data_without_arrays_reaches_all(
-    comm: mpi.Comm, everyone: Everyone, prepare: Callable[..., Spec]
+    comm: mpi.Comm, everyone: Everyone, load: Load
 ) -> None:
-    shared = window.share(comm, prepare("load_nothing", 5))
-    assert everyone(shared()) == [{"size": 5}] * comm.size
+    assert everyone(load("load_nothing", 5)) == [{"size": 5}] * comm.size
 
 
 @pytest.mark.parametrize(
@@ -174,14 +175,9 @@ def test_shared_data_without_arrays_reaches_all(
     ],
 )
 def test_a_loaders_fault_is_told_on_all_ranks(
-    comm: mpi.Comm,
-    everyone: Everyone,
-    prepare: Callable[..., Spec],
-    loader: str,
-    words: list[str],
+    comm: mpi.Comm, everyone: Everyone, load: Load, loader: str, words: list[str]
 ) -> None:
-    spec = prepare(loader, 7)
-    errors = everyone(lambda: window.share(comm, spec))
+    errors = everyone(lambda: load(loader, 7))
     assert [type(error) for error in errors] == [SpecError] * comm.size
     for error in errors:
         assert str(error).startswith("[shared] loader: ")
@@ -190,8 +186,7 @@ def test_a_loaders_fault_is_told_on_all_ranks(
 
 
 def test_an_ensemble_without_shared_data_has_none(
-    comm: mpi.Comm, everyone: Everyone, prepare: Callable[..., Spec]
+    comm: mpi.Comm, everyone: Everyone, load: Load
 ) -> None:
-    spec = prepare("load", 1)
-    bare = Spec(spec.ensemble, folder=spec.folder)
-    assert everyone(window.share(comm, bare)()) == [None] * comm.size
+    bare = Spec(load.spec("load", 1).ensemble, folder=str(load.folder))
+    assert everyone(window.share(comm, bare)) == [None] * comm.size

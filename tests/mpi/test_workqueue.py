@@ -1,0 +1,268 @@
+"""The queue: every task is run once, whatever the ranks, and faults cost one task."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpiens import layout, mpi
+from mpiens.outcome import Batch, Failure
+from mpiens.reader import decode
+from mpiens.row import Described, Row
+from mpiens.runner import Inline, Process
+from mpiens.spec import Spec
+from mpiens.window import nothing
+from mpiens.worker import Worker
+from mpiens.workqueue import Manager, work
+
+Everyone = Callable[[Any], list[Any]]
+
+pytestmark = pytest.mark.mpi
+RUNNERS = {"process": Process, "none": Inline}
+MODELS = """
+import os
+import time
+
+import numpy as np
+
+
+def draws(rng):
+    return {"draw": rng.normal(size=3), "count": rng.integers(99)}
+
+
+def fails_for_some(rng, replicate):
+    if replicate % 5 == 2:
+        raise RuntimeError(f"no replicate {replicate}")
+    return draws(rng)
+
+
+def begins_late(rng, replicate):
+    if replicate < 3:
+        raise RuntimeError(f"no replicate {replicate}")
+    if replicate == 3:
+        time.sleep(0.3)  # the others are there before it
+        return {"draw": rng.normal(size=3)}
+    if replicate % 4 == 0:
+        return {"draw": rng.normal(size=2)}
+    return {"draw": np.arange(3) + replicate}
+
+
+def never_succeeds(replicate):
+    raise RuntimeError(f"no replicate {replicate}")
+
+
+def says_who(replicate):
+    return {"pid": os.getpid()}
+
+
+def dies_for_some(rng, replicate):
+    if replicate % 5 == 2:
+        os._exit(7)
+    return draws(rng)
+
+
+def succeeds_the_second_time(rng, replicate):
+    number = rng.normal()
+    with open(f"{FOLDER}/{replicate}", "a") as log:
+        log.write(f"{number.hex()}\\n")
+        again = log.tell() > len(number.hex()) + 1
+    if replicate % 3 == 1 and not again:
+        raise RuntimeError("try again")
+    return {"draw": number}
+"""
+
+
+@dataclass
+class Kept:
+    """What the manager hands over, in the order in which it does."""
+
+    spec: Spec
+    row: Row | None = None
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+    def settle(self, described: Described | None) -> Row:
+        assert self.row is None
+        self.row = layout.settle(self.spec, described) if described else Row(())
+        return self.row
+
+    def write(self, batch: Batch, rank: int) -> None:
+        assert self.row is not None
+        for record, row in zip(batch.records, batch.rows, strict=True):
+            task = int(record["task"])
+            assert task not in self.rows  # once, and never again
+            assert layout.checksum(row.tobytes()) == record["checksum"]
+            self.rows[task] = {o.name: row[o.name].tolist() for o in self.row.outputs}
+            self.attempts[task] = int(record["attempts"])
+            self.ranks[task] = rank
+            self.order.append(task)
+
+    def fail(self, failure: Failure, rank: int) -> None:
+        assert failure.task not in self.failures
+        self.failures[failure.task] = failure.text
+        self.attempts[failure.task] = failure.attempts
+        self.ranks[failure.task] = rank
+
+    def tick(self) -> None:
+        pass
+
+
+Run = Callable[..., Kept]
+
+
+@pytest.fixture
+def run(comm: mpi.Comm, common_path: Path) -> Run:
+    """Run a model of this file on all ranks; every rank is told what was kept."""
+    source = f"FOLDER = {str(common_path)!r}\n" + MODELS
+    if comm.rank == 0:
+        (common_path / "models.py").write_text(source)
+    comm.raw.Barrier()
+
+    def act(
+        model: str,
+        isolation: str = "process",
+        replicates: int = 60,
+        pending: list[int] | None = None,
+        row: Row | None = None,
+        **limits: Any,
+    ) -> Kept:
+        text = f"""
+            [ensemble]
+            model = "models.py:{model}"
+            replicates = {replicates}
+            seed = 11
+            """
+        document = textwrap.dedent(text)
+        spec = decode(document, f"{common_path}/sweep.toml").require()
+        kept = Kept(spec, row)
+        worker = Worker(lambda: RUNNERS[isolation](spec, nothing), **limits)
+        with contextlib.closing(worker):
+            if comm.rank == 0:
+                tasks = range(replicates) if pending is None else pending
+                order = np.array(tasks, dtype=np.int64)
+                Manager(comm, worker, kept, order, row).run(mpi.Backoff())
+            else:
+                work(comm, worker, mpi.Backoff())
+        told: Kept = comm.raw.bcast(kept)
+        return told
+
+    return act
+
+
+def draw(replicate: int) -> dict[str, Any]:
+    """Return what ``draws`` returns under the stream of the design."""
+    stream = np.random.SeedSequence(11, spawn_key=(replicate,))
+    rng = np.random.default_rng(stream)
+    return {"draw": rng.normal(size=3).tolist(), "count": int(rng.integers(99))}
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+@pytest.mark.parametrize("replicates", [1, 2, 60, 3000])
+def test_every_task_is_run_once_under_its_own_stream(
+    run: Run, isolation: str, replicates: int
+) -> None:
+    kept = run("draws", isolation, replicates)
+    assert kept.rows == {replicate: draw(replicate) for replicate in range(replicates)}
+    assert kept.failures == {}
+    assert set(kept.attempts.values()) == {1}
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+def test_a_model_that_fails_costs_its_tasks_and_no_others(
+    run: Run, isolation: str
+) -> None:
+    kept = run("fails_for_some", isolation)
+    assert kept.rows == {r: draw(r) for r in range(60) if r % 5 != 2}
+    assert sorted(kept.failures) == list(range(2, 60, 5))
+    for replicate, text in kept.failures.items():
+        assert f"RuntimeError: no replicate {replicate}" in text
+
+
+def test_a_model_that_ends_its_process_costs_its_tasks_and_no_others(run: Run) -> None:
+    kept = run("dies_for_some", replicates=20)
+    assert kept.rows == {r: draw(r) for r in range(20) if r % 5 != 2}
+    assert sorted(kept.failures) == [2, 7, 12, 17]
+    assert all("exit code 7" in text for text in kept.failures.values())
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+def test_the_first_task_in_order_that_succeeds_settles_the_layout(
+    run: Run, isolation: str
+) -> None:
+    kept = run("begins_late", isolation, replicates=40)
+    assert kept.row is not None
+    [output] = kept.row.outputs
+    assert (output.name, output.shape, output.dtype) == ("draw", (3,), "<f8")
+    whole = {r: [0.0 + r, 1.0 + r, 2.0 + r] for r in range(5, 40) if r % 4 != 0}
+    assert kept.rows == {3: {"draw": draw(3)["draw"]}} | {
+        replicate: {"draw": numbers} for replicate, numbers in whole.items()
+    }
+    assert sorted(kept.failures) == [0, 1, 2, *range(4, 40, 4)]
+    assert all("shape (2,)" in kept.failures[r] for r in range(4, 40, 4))
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+def test_where_no_task_succeeds_there_is_no_row(run: Run, isolation: str) -> None:
+    kept = run("never_succeeds", isolation, replicates=12)
+    assert kept.row == Row(())
+    assert kept.rows == {}
+    assert sorted(kept.failures) == list(range(12))
+
+
+@pytest.mark.parametrize("pending", [[], [7], [41, 3, 59, 0, 8], [*range(59, 29, -1)]])
+def test_what_is_pending_is_run_and_nothing_else(run: Run, pending: list[int]) -> None:
+    row = run("draws", replicates=1).row
+    kept = run("draws", pending=pending, row=row)
+    assert kept.rows == {replicate: draw(replicate) for replicate in pending}
+
+
+def test_tasks_are_dealt_in_the_order_in_which_they_are_pending(
+    comm: mpi.Comm, run: Run
+) -> None:
+    pending = [int(task) for task in np.random.default_rng(2).permutation(60)]
+    row = run("draws", replicates=1).row
+    kept = run("draws", pending=pending, row=row)
+    firsts = [kept.ranks[task] for task in pending[: comm.size]]
+    assert firsts == list(range(comm.size))
+    own = [[t for t in order if kept.ranks[t] == 0] for order in (pending, kept.order)]
+    assert own[0] == own[1]
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+def test_all_ranks_run_tasks_and_the_roots_too(
+    comm: mpi.Comm, everyone: Everyone, run: Run, isolation: str
+) -> None:
+    kept = run("says_who", isolation, replicates=4 * comm.size)
+    assert set(kept.ranks.values()) == set(range(comm.size))
+    pids: list[set[int]] = [set() for _ in range(comm.size)]
+    for task, rank in kept.ranks.items():
+        pids[rank].add(kept.rows[task]["pid"])
+    assert [len(own) for own in pids] == [1] * comm.size  # one runner each
+    supervisors = everyone(os.getpid())
+    inline = [own == {pid} for own, pid in zip(pids, supervisors, strict=True)]
+    assert inline == [isolation == "none"] * comm.size
+
+
+@pytest.mark.parametrize("isolation", RUNNERS)
+def test_a_task_is_tried_again_under_the_same_stream(
+    run: Run, common_path: Path, isolation: str
+) -> None:
+    kept = run("succeeds_the_second_time", isolation, replicates=12, retries=1)
+    assert kept.failures == {}
+    for replicate in range(12):
+        tries = 2 if replicate % 3 == 1 else 1
+        assert kept.attempts[replicate] == tries
+        drawn = kept.rows[replicate]["draw"].hex()
+        log = (common_path / str(replicate)).read_text()
+        assert log == f"{drawn}\n" * tries
