@@ -67,6 +67,7 @@ class Watch:
 
     def end(self) -> None:
         """A task has ended: without its files a runner cannot go on, and says so."""
+        flush_standard()
         if self._memory is not None:
             unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             resource.setrlimit(resource.RLIMIT_DATA, unlimited)
