@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
         accept_model_change=options.accept_model_change,
     )
     try:
-        code, comm = ensemble.run(comm, request)
+        code = ensemble.run(comm, request)
         if comm.rank == 0 and code in (0, 3):
             _print_table(request.file)
     except SpecError as error:

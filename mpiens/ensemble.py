@@ -49,22 +49,21 @@ class Seat:
             self.root.release()
 
 
-def run(comm: mpi.Comm, request: Request) -> tuple[int, mpi.Comm]:
-    """Run an ensemble to its end, or go on with it.  Collective.
+def run(comm: mpi.Comm, request: Request) -> int:
+    """Run an ensemble to its end, or go on with it; return the exit code.  Collective.
 
-    Returns the exit code, and the communicator of the ranks that are left: where an
-    MPI tolerates the loss of ranks, the survivors go on, and the first is the root.
-    Raises SpecError on every rank where the user's input is wrong, and Trouble where
-    the file system has failed.
+    Where an MPI tolerates the loss of ranks the survivors go on, the communicator is
+    theirs from then on, and the first of them is the root.  Raises SpecError on every
+    rank where the user's input is wrong, and Trouble where the file system has failed.
     """
     seat = Seat(request)
     seat.deadline.listen()
     try:
         while True:
             try:
-                return _run(comm, seat), comm
+                return _run(comm, seat)
             except mpi.RankLost:
-                comm = _survive(comm, seat)
+                _survive(comm, seat)
     finally:
         seat.leave()
 
@@ -86,15 +85,14 @@ def _run(comm: mpi.Comm, seat: Seat) -> int:
     return int(_tell_all(comm, root.finish if root else None))
 
 
-def _survive(comm: mpi.Comm, seat: Seat) -> mpi.Comm:
-    """Gather the survivors; what this rank had to tell it tells the new root."""
+def _survive(comm: mpi.Comm, seat: Seat) -> None:
+    """Gather the survivors; what this rank had to tell it will tell the new root."""
     seat.unsent += [bytes(data) for data in comm.undelivered(TAG_NEWS)]
     before = comm.size
-    comm = comm.recover()
+    comm.recover()
     if comm.rank == 0:
         text = f"{before - comm.size} of {before} ranks lost, going on with {comm.size}"
         print(f"mpiens: {text}", file=sys.stderr, flush=True)
-    return comm
 
 
 def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:

@@ -188,15 +188,15 @@ class Comm:
             self.post(0, TAG_GATHER, pickle.dumps(value, protocol=5))
             self.flush()
             return None
-        values: dict[int, Any] = {0: value}
+        values = [value]
         backoff = Backoff()
-        while len(values) < self.size:
-            if (message := self._receive(TAG_GATHER)) is None:
+        while len(values) < self.size:  # in turn: a quick rank may have sent its next
+            if (message := self._receive(TAG_GATHER, len(values))) is None:
                 backoff.sleep()
             else:
                 backoff.reset()
-                values[message.source] = pickle.loads(message.data)
-        return [values[rank] for rank in range(self.size)]
+                values.append(pickle.loads(message.data))
+        return values
 
     @_noticing
     def node(self) -> Comm:
@@ -221,8 +221,8 @@ class Comm:
         memory: Any = window.Shared_query(0)[0]
         return memoryview(memory).cast("B")
 
-    def recover(self) -> Comm:
-        """Return the communicator of the survivors, in the same order.
+    def recover(self) -> None:
+        """Become the communicator of the survivors, in the same order.
 
         The old one is revoked, so that every survivor comes here, and only the old one
         is ever shrunk or agreed upon: a revoke of the new one could reach a rank that
@@ -244,11 +244,13 @@ class Comm:
                 continue
             if agreed:
                 signal.alarm(0)
-                return Comm(MPI.Intracomm(survivors), tolerant=True)
+                self.raw = MPI.Intracomm(survivors)
+                self._sends = []
+                return
 
-    def _receive(self, tag: int) -> Message | None:
+    def _receive(self, tag: int, source: int = MPI.ANY_SOURCE) -> Message | None:
         status = MPI.Status()
-        if not self.raw.Iprobe(MPI.ANY_SOURCE, tag, status):
+        if not self.raw.Iprobe(source, tag, status):
             self._look_around()
             return None
         data = bytearray(status.Get_count(MPI.BYTE))

@@ -6,6 +6,7 @@ than one; a team of one does the same alone.  The numbers do not depend on the t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -64,10 +65,12 @@ class Hyperslabs:
 
     def close(self) -> None:
         """Flush, read back what this rank wrote, and close.  Collective."""
-        self._agree(self._file.flush)
-        self._agree(self._check)
-        self._team.barrier()  # a close that fails on one rank only would be a crash
-        self._file.close()
+        try:
+            self._agree(self._file.flush)
+            self._agree(self._check)
+        finally:
+            self._team.barrier()  # a close that fails on one rank only would crash
+            self._file.close()
 
     def _agree(self, act: Callable[[], Any]) -> Any:
         """Do something on every rank; WriteError on all where one of them fails."""
@@ -112,7 +115,6 @@ def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> li
 
     Returns, on the root, the tasks whose rows do not have their checksums.
     """
-    file = Hyperslabs(team, path)
     done = status.reshape(layout.by_task) == DONE
     size = max(1, layout.row.dtype.itemsize)
     slabs = [
@@ -122,60 +124,61 @@ def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> li
     ]
     paths = [f"/summary/{output.name}/{kind}" for output, kind in layout.summaries()]
     broken: list[int] = []
-    for slab in _take_turns(team, slabs):
+    with contextlib.closing(Hyperslabs(team, path)) as file:
+        for slab in _take_turns(team, slabs):
 
-        def make(slab: tuple[int, slice] | None = slab) -> Pieces:
-            if slab is None:
-                return {}
-            scenario, part = slab
-            rows = _read_rows(file, layout, scenario, part)
-            broken.extend(_find_broken(file, layout, slab, rows, done))
-            return _summarise_slab(layout, slab, rows, done)
+            def make(slab: tuple[int, slice] | None = slab) -> Pieces:
+                if slab is None:
+                    return {}
+                rows = _read_rows(file, layout, *slab)
+                broken.extend(_find_broken(file, layout, slab, rows, done))
+                return _summarise_slab(layout, slab, rows, done)
 
-        file.write(paths, make)
-    file.close()
+            file.write(paths, make)
     found = team.gather(broken)
     return sorted(task for tasks in found for task in tasks) if found else []
 
 
 def make_bands(team: Comm, path: Path, layout: Layout, status: Status) -> None:
     """Compute every band, and the mean and deviation beside it.  Collective."""
-    file = Hyperslabs(team, path)
     done = status.reshape(layout.by_task) == DONE
-    for output in layout.row.outputs:
-        name = f"/bands/{output.name}"
-        itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
-        slabs = [
-            (scenario, part)
-            for scenario in range(layout.by_task[0])
-            for part in cut(output.shape, BUDGET // itemsize)
-        ]
-        for slab in _take_turns(team, slabs):
+    with contextlib.closing(Hyperslabs(team, path)) as file:
+        for output in layout.row.outputs:
+            name = f"/bands/{output.name}"
+            itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
+            slabs = [
+                (scenario, part)
+                for scenario in range(layout.by_task[0])
+                for part in cut(output.shape, BUDGET // itemsize)
+            ]
+            for slab in _take_turns(team, slabs):
+                make = partial(_make_band, file, layout, output, slab, done)
+                file.write([name, f"{name}.mean", f"{name}.std"], make)
 
-            def make(
-                slab: tuple[int, Selection] | None = slab,
-                name: str = name,
-                output: Output = output,
-            ) -> Pieces:
-                if slab is None:
-                    return {}
-                scenario, part = slab
-                here = slice(scenario, scenario + 1)
-                whole = (here, slice(0, layout.by_task[1]), *part)
-                read = file.read(f"/series/{output.name}", whole)[0][done[scenario]]
-                samples = np.ascontiguousarray(np.moveaxis(read, 0, -1), dtype=float)
-                levels = layout.spec.bands.levels
-                return {
-                    name: (
-                        (here, slice(0, len(levels)), *part),
-                        bands.quantiles(samples, levels),
-                    ),
-                    f"{name}.mean": ((here, *part), bands.mean(samples)),
-                    f"{name}.std": ((here, *part), bands.deviation(samples)),
-                }
 
-            file.write([name, f"{name}.mean", f"{name}.std"], make)
-    file.close()
+def _make_band(
+    file: Hyperslabs,
+    layout: Layout,
+    output: Output,
+    slab: tuple[int, Selection] | None,
+    done: NDArray[np.bool_],
+) -> Pieces:
+    """Compute a band, its mean and its deviation for one slab of one output."""
+    if slab is None:
+        return {}
+    scenario, part = slab
+    here = slice(scenario, scenario + 1)
+    whole = (here, slice(0, layout.by_task[1]), *part)
+    read = file.read(f"/series/{output.name}", whole)[0][done[scenario]]
+    samples = np.ascontiguousarray(np.moveaxis(read, 0, -1), dtype=float)
+    levels = layout.spec.bands.levels
+    name = f"/bands/{output.name}"
+    every = (here, slice(0, len(levels)), *part)
+    return {
+        name: (every, bands.quantiles(samples, levels)),
+        f"{name}.mean": ((here, *part), bands.mean(samples)),
+        f"{name}.std": ((here, *part), bands.deviation(samples)),
+    }
 
 
 def compare(store: Store) -> None:

@@ -159,12 +159,11 @@ class _Loader:
         try:
             kind, data = self._channel.receive()
         except Ended:
-            _, status = os.waitpid(self._pid, 0)
-            code = os.waitstatus_to_exitcode(status)
+            code = self.close()
             text = f"the loader's process ended with code {code} and left nothing"
             return SpecError([Fault(place("shared", "loader"), text)])
         if kind == _FAULTS:
-            os.waitpid(self._pid, 0)
+            self.close()
             return SpecError(pickle.loads(data))
         (count,) = struct.unpack_from("<q", data)
         sizes = struct.unpack_from(f"<{count}q", data, 8)
@@ -174,10 +173,11 @@ class _Loader:
         """Receive the next bytes of the window."""
         self._channel.receive_into(part)
 
-    def close(self) -> None:
-        """Collect the child, which has nothing left to send."""
+    def close(self) -> int:
+        """Collect the child, which has nothing left to say; return its exit code."""
         self._channel.socket.close()
-        os.waitpid(self._pid, 0)
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
 def _stream(channel: Channel, spec: Spec) -> None:

@@ -21,8 +21,7 @@ LIMIT = 60  # seconds of one test
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--with-mpi"):
-        mpi.start()
-        atexit.register(mpi.finish)
+        atexit.register(mpi.finish, mpi.start(), 0)
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,23 @@ import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpiens import layout, mpi
+from mpiens import mpi
+from mpiens.deadline import Deadline
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
-from mpiens.row import Described, Row
+from mpiens.row import Described, Row, checksum, settle
 from mpiens.runner import Inline, Process
-from mpiens.spec import Spec
+from mpiens.spec import Limits, Spec
 from mpiens.window import nothing
 from mpiens.worker import Worker
-from mpiens.workqueue import Manager, work
+from mpiens.workqueue import Ending, Manager, work
 
 Everyone = Callable[[Any], list[Any]]
 
@@ -94,7 +96,7 @@ class Kept:
 
     def settle(self, described: Described | None) -> Row:
         assert self.row is None
-        self.row = layout.settle(self.spec, described) if described else Row(())
+        self.row = settle(self.spec, described) if described else Row(())
         return self.row
 
     def write(self, batch: Batch, rank: int) -> None:
@@ -102,7 +104,7 @@ class Kept:
         for record, row in zip(batch.records, batch.rows, strict=True):
             task = int(record["task"])
             assert task not in self.rows  # once, and never again
-            assert layout.checksum(row.tobytes()) == record["checksum"]
+            assert checksum(row.tobytes()) == record["checksum"]
             self.rows[task] = {o.name: row[o.name].tolist() for o in self.row.outputs}
             self.attempts[task] = int(record["attempts"])
             self.ranks[task] = rank
@@ -114,8 +116,11 @@ class Kept:
         self.attempts[failure.task] = failure.attempts
         self.ranks[failure.task] = rank
 
-    def tick(self) -> None:
-        pass
+    def expect(self, tasks: Any) -> Any:
+        return np.full(len(tasks), np.nan)
+
+    def tick(self) -> bool:
+        return False
 
 
 Run = Callable[..., Kept]
@@ -146,14 +151,18 @@ def run(comm: mpi.Comm, common_path: Path) -> Run:
         document = textwrap.dedent(text)
         spec = decode(document, f"{common_path}/sweep.toml").require()
         kept = Kept(spec, row)
-        worker = Worker(lambda: RUNNERS[isolation](spec, nothing), **limits)
+        start = partial(RUNNERS[isolation], spec, nothing)
+        worker = Worker(start, Limits(**limits))
+        deadline = Deadline()
         with contextlib.closing(worker):
             if comm.rank == 0:
                 tasks = range(replicates) if pending is None else pending
                 order = np.array(tasks, dtype=np.int64)
-                Manager(comm, worker, kept, order, row).run(mpi.Backoff())
+                claims: list[list[int]] = [[] for _ in range(comm.size)]
+                manager = Manager(comm, worker, kept, deadline, order, row, claims)
+                assert manager.run(mpi.Backoff(), []) is Ending.COMPLETE
             else:
-                work(comm, worker, mpi.Backoff())
+                work(comm, worker, deadline, mpi.Backoff(), [])
         told: Kept = comm.raw.bcast(kept)
         return told
 
