@@ -30,7 +30,7 @@ from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
-SHORT, LONG = 20e-6, 5e-3  # seconds slept between two looks, at first and at most
+SHORT, LONG = 20e-6, 10e-3  # seconds slept between two looks, at first and at most
 
 Buffer = bytes | bytearray | memoryview
 
@@ -40,7 +40,7 @@ class LaunchError(RuntimeError):
 
 
 class Backoff:
-    """Sleeps that grow from 20 us to 5 ms while nothing happens."""
+    """Sleeps that grow from 20 us to 10 ms while nothing happens."""
 
     def __init__(self) -> None:
         self.seconds = SHORT
