@@ -186,11 +186,20 @@ class Launcher:
         return self.run([python, "-m", "mpiens", *words], limit)
 
     def start_ranks(
-        self, environment: str, ranks: int, *words: str, **variables: str
+        self,
+        environment: str,
+        ranks: int,
+        *words: str,
+        tolerant: bool = False,
+        **variables: str,
     ) -> Launch:
-        """Start mpiens under the mpiexec of an environment."""
+        """Start mpiens under the mpiexec of an environment.
+
+        Only Open MPI 5 can be ``tolerant``: its ranks outlive each other.
+        """
         mpiens = [python_of(environment), "-m", "mpiens", *words]
-        command = [*mpiexec_of(environment), "-n", str(ranks), *mpiens]
+        flags = ["--with-ft", "ulfm"] if tolerant else []
+        command = [*mpiexec_of(environment), *flags, "-n", str(ranks), *mpiens]
         return self.start(command, **variables)
 
     def ranks(

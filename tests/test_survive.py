@@ -1,0 +1,121 @@
+"""Under fault tolerance a rank's death costs the others nothing but its tasks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Launch, Launcher
+
+MODEL = """
+import os
+import time
+
+
+def simulate(rng, replicate):
+    log = os.open("begun", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, b".")
+    os.close(log)
+    time.sleep(0.02)
+    return {"walk": rng.normal(size=50).cumsum()}
+"""
+
+SPEC = """
+[ensemble]
+model = "model.py:simulate"
+replicates = 200
+seed = 3
+
+[scenarios.one]
+[scenarios.two]
+
+[outputs.walk]
+dims = ["step"]
+summaries = ["peak"]
+"""
+TASKS = 400
+
+
+def supervisors(launch: Launch) -> dict[int, int]:
+    """The processes that speak MPI, by the rank that they were started as."""
+    found: dict[int, tuple[int, int]] = {}
+    for pid in launch.pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            began = int(
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+            )
+        except OSError:
+            continue
+        for entry in environment:
+            if entry.startswith(b"OMPI_COMM_WORLD_RANK=") and b"mpiens" in command:
+                rank = int(entry.partition(b"=")[2])
+                # the runner is its child, hence younger
+                found[rank] = min(found.get(rank, (began, pid)), (began, pid))
+    return {rank: pid for rank, (_, pid) in found.items()}
+
+
+def await_begun(launch: Launch, folder: Path, count: int) -> None:
+    """Wait until so many tasks have been begun."""
+    log, end = folder / "begun", time.monotonic() + 60
+    while not log.exists() or log.stat().st_size < count:
+        assert launch.process.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+
+
+def prepare(folder: Path) -> Launcher:
+    (folder / "model.py").write_text(MODEL)
+    (folder / "sweep.toml").write_text(SPEC)
+    return Launcher(folder)
+
+
+@pytest.fixture
+def job(launcher: Launcher) -> Launcher:
+    prepare(launcher.folder)
+    return launcher
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    job = prepare(tmp_path_factory.mktemp("calm"))
+    ran = job.mpiens("-n", "2", "sweep.toml")
+    assert ran.code == 0, ran.errors
+    return job.digest("sweep.h5")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kills"),
+    [
+        (4, [(2, 40)]),
+        (4, [(0, 40)]),  # the root
+        (2, [(0, 40)]),  # one is left
+        (4, [(1, 1)]),  # the first tasks
+        (4, [(3, TASKS - 3)]),  # the last ones
+        (5, [(0, 40), (1, 120)]),  # the root, and the next root
+        (5, [(3, 60), (2, 60), (0, 60)]),  # all at once: during recovery
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_survivors_complete_the_file(
+    job: Launcher,
+    calm: str,
+    ranks: int,
+    kills: list[tuple[int, int]],
+    number: signal.Signals,
+) -> None:
+    launch = job.start_ranks("openmpi", ranks, "sweep.toml", tolerant=True)
+    for rank, begun in kills:
+        await_begun(launch, job.folder, begun)
+        os.kill(supervisors(launch)[rank], number)
+    launch.wait(60)
+    assert launch.code == 0, launch.errors
+    assert "ranks lost, going on with" in launch.errors
+    assert job.digest("sweep.h5") == calm
+    assert not launch.orphans()
+    # at most what was in flight is done again: two short ranges a rank at most
+    assert (job.folder / "begun").stat().st_size < TASKS + 60
