@@ -10,10 +10,12 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from mpiens.fault import Fault, SpecError, place
@@ -165,6 +167,33 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is stopped, by a signal or a tracer."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def watch_parent(seconds: float) -> None:
+    """Kill the parent, from a thread, once it has been stopped for so long."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        since = None
+        while True:
+            time.sleep(seconds / 6)
+            if not is_stopped(parent):
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since >= seconds:
+                os.kill(parent, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Cell:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,7 @@ from types import FrameType
 MARGIN = 15.0  # seconds kept for flushing the file before the job is killed
 GRACE = 20.0  # seconds that running tasks get after a signal; Slurm kills after 30
 STOP_FILE = "MPIENS_STOP_FILE"  # the variable that names the file of a request
+BEGUN = "begun"  # a file beside it
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _LOOK = 0.2  # seconds between two looks at the file
 
@@ -38,6 +40,13 @@ class Deadline:
         end = float(told) - MARGIN if told.isdigit() else None
         file = environment.get(STOP_FILE)
         return cls(end, Path(file) if file else None)
+
+    @staticmethod
+    def mark_begun(environment: Mapping[str, str]) -> None:
+        """Tell a launcher that starts ranks again that these have found their file."""
+        if file := environment.get(STOP_FILE):
+            with suppress(OSError):
+                Path(file).with_name(BEGUN).touch()
 
     def listen(self) -> None:
         """Take SIGTERM, SIGUSR1, SIGINT as requests; a second SIGINT ends at once."""

@@ -14,11 +14,20 @@ import h5py
 from mpiens import mpi, summary, window
 from mpiens.deadline import Deadline
 from mpiens.fault import SpecError
+from mpiens.heartbeat import Heartbeat
 from mpiens.root import STOPPED_EARLY, Request, Root, Trouble
-from mpiens.runner import Inline, Process
+from mpiens.runner import Inline, Process, Runner
 from mpiens.spec import Spec
 from mpiens.worker import Worker
-from mpiens.workqueue import TAG_NEWS, Ending, Manager, tasks_of_news, work
+from mpiens.workqueue import (
+    TAG_NEWS,
+    Ending,
+    Manager,
+    SilentRank,
+    Watch,
+    tasks_of_news,
+    work,
+)
 
 
 @dataclass
@@ -28,17 +37,32 @@ class Seat:
     request: Request
     deadline: Deadline = field(default_factory=lambda: Deadline.of(os.environ))
     root: Root | None = None
+    begun: bool = False  # the root, whoever that was, has looked at the file
     shared: Callable[[], Any] | None = None
+    heartbeat: Heartbeat | None = None
     worker: Worker | None = None
     unsent: list[bytes] = field(default_factory=list)
 
     def find_worker(self, spec: Spec) -> Worker:
         """Return this rank's worker, started at the first call."""
         if self.worker is None:
-            start = Process if spec.limits.isolation == "process" else Inline
             shared = self.shared or window.nothing
-            self.worker = Worker(lambda: start(spec, shared), spec.limits)
+            lone = self.heartbeat is not None and not self.heartbeat.mates
+            start: Callable[[], Runner] = partial(Inline, spec, shared)
+            if spec.limits.isolation == "process":
+                start = partial(Process, spec, shared, watching=lone)
+            self.worker = Worker(start, spec.limits)
         return self.worker
+
+    def find_heartbeat(self, comm: mpi.Comm, spec: Spec) -> Heartbeat:
+        """Return who looks after the ranks of this node.  Collective."""
+        if comm.size == 1:
+            return Heartbeat(spec.limits.heartbeat)
+        node = comm.node()
+        pids = node.bcast(node.gather(os.getpid()))
+        mates = tuple(pid for pid in pids if pid != os.getpid())
+        self.heartbeat = Heartbeat(spec.limits.heartbeat, mates)
+        return self.heartbeat
 
     def leave(self) -> None:
         """Give back what a rank holds."""
@@ -72,8 +96,11 @@ def _run(comm: mpi.Comm, seat: Seat) -> int:
     if comm.rank == 0 and seat.root is None:
         seat.root = Root(seat.request)
     root = seat.root
-    spec = _tell_all(comm, partial(root.prepare, comm.size) if root else None)
+    prepare = partial(root.prepare, comm.size, seat.begun) if root else None
+    spec = _tell_all(comm, prepare)
+    seat.begun = True
     if spec is not None:  # else there is nothing left to do
+        comm.on_wait = seat.find_heartbeat(comm, spec).look
         if not comm.all_true(seat.shared is not None):
             seat.shared = window.share(comm, spec)
         complete = False
@@ -106,11 +133,17 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
         seat.unsent.clear()
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
     backoff = mpi.Backoff()
+    watch = Watch(seat.deadline, seat.heartbeat or Heartbeat(spec.limits.heartbeat))
     if root is None or claims is None:
-        work(comm, worker, seat.deadline, backoff, seat.unsent)
+        work(comm, worker, watch, backoff, seat.unsent)
         return None
-    manager = Manager(comm, worker, root, seat.deadline, root.pending, root.row, claims)
-    ending = manager.run(backoff, seat.unsent)
+    manager = Manager(comm, worker, root, watch, root.pending, root.row, claims)
+    try:
+        ending = manager.run(backoff, seat.unsent)
+    except SilentRank as news:
+        text = "what is finished is kept; run the same command again"
+        print(f"mpiens: {news}: {text}", file=sys.stderr)
+        mpi.leave(STOPPED_EARLY)
     root.note(seat.deadline.reason, manager.trouble)
     return ending
 

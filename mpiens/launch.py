@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from mpiens.child import die_with
-from mpiens.deadline import STOP_FILE
+from mpiens.deadline import BEGUN, STOP_FILE
 from mpiens.fault import SpecError
 from mpiens.layout import PENDING
 from mpiens.progress import tell_terminals
@@ -22,6 +22,7 @@ from mpiens.store import PARTIAL, Store
 
 TRIES = 20  # how often a job that loses ranks is started again, at most
 OWN_CODES = (0, 2, 3, 4, 75)  # of ranks that end by themselves
+_ONCE = ("--fresh", "--retry-failed")  # what a second start must not do again
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -63,6 +64,8 @@ class Launch:
                 file=sys.stderr,
                 flush=True,
             )
+            if self._stop.with_name(BEGUN).exists():
+                self.command = [word for word in self.command if word not in _ONCE]
             code = self._run_once()
             if code not in OWN_CODES and self._count_done() <= done:
                 break  # no progress: it would go on like that

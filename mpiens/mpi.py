@@ -106,6 +106,7 @@ class Comm:
 
     raw: MPI.Intracomm
     tolerant: bool = False
+    on_wait: Callable[[], None] | None = None  # called now and then while waiting
     _sends: list[tuple[MPI.Request, int, Buffer]] = field(default_factory=list)
     _looks: int = 0
 
@@ -124,6 +125,11 @@ class Comm:
         """Send without waiting; the data has arrived when it leaves ``unsent``."""
         request = self.raw.Issend([data, MPI.BYTE], dest=target, tag=tag)
         self._sends.append((request, tag, data))
+
+    @_noticing
+    def whisper(self, target: int, tag: int) -> None:
+        """Send an empty message that need not be heard."""
+        self.raw.Isend([b"", MPI.BYTE], dest=target, tag=tag).Free()
 
     @_noticing
     def unsent(self) -> int:
@@ -266,6 +272,8 @@ class Comm:
 
     def _look_around(self) -> None:
         """Ask now and then who has failed: a revocation is not always heard."""
+        if self.on_wait is not None:
+            self.on_wait()
         if not self.tolerant:
             return
         signal.alarm(PATIENCE)  # waiting is not being stuck

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from mpiens import growth, model, provenance, store, streams, summary
 from mpiens.child import ask_child
+from mpiens.deadline import Deadline
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
@@ -105,11 +107,11 @@ class Root:
             tasks = tasks[longest_first]
         return tasks.astype(np.int64)
 
-    def prepare(self, ranks: int) -> Spec | None:
+    def prepare(self, ranks: int, again: bool) -> Spec | None:
         """Read the spec and find out what is left to do; None where nothing is.
 
-        Called again, by the same root or by another, where a rank has been lost: the
-        file is the truth.
+        Called ``again``, of the same root or of another, where a rank has been lost:
+        the file is the truth, and what --fresh and --retry-failed ask for is done.
         """
         request = self._request
         self._ranks = ranks
@@ -134,7 +136,9 @@ class Root:
         costs = model.hint_costs(self._spec, self._parameters)
         self._costs = None if costs is None else np.array(costs)
         self._lock = self._lock or Lock(request.file)
-        return None if self._find_file() else self._spec
+        complete = self._find_file(again)
+        Deadline.mark_begun(os.environ)
+        return None if complete else self._spec
 
     def release(self) -> None:
         """Let others write the file."""
@@ -310,17 +314,17 @@ class Root:
         self._running.failed += failed
         self._running.busy += seconds
 
-    def _find_file(self) -> bool:
+    def _find_file(self, again: bool) -> bool:
         """Open the file to go on with, if any; True where it is complete already."""
-        if self._request.fresh:
-            return False
         complete, begun = self._request.file, self._partial
+        fresh, retry = self._request.fresh, self._request.retry_failed and not again
+        if fresh and not again:
+            begun.unlink(missing_ok=True)
         old: Store | None = None
-        if complete.exists():
+        if complete.exists() and not fresh:
             old = Store(complete)
             change = self._compare(old)
-            again = self._request.retry_failed and (old.status == FAILED).any()
-            if change.none and not again:
+            if change.none and not (retry and (old.status == FAILED).any()):
                 self._store = old
                 return True
         if begun.exists():
@@ -328,7 +332,7 @@ class Root:
             change = self._compare(old)
         if old is None:
             return False
-        if self._request.retry_failed:
+        if retry:
             failed = np.flatnonzero(old.status == FAILED)
             old.status[failed] = PENDING
         if not (old.status == DONE).any():
@@ -340,7 +344,7 @@ class Root:
             old.close()
         else:
             self._store = old
-            if self._request.retry_failed:
+            if retry:
                 old.forget(failed)
             old.forget(old.broken())
         return False

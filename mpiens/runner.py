@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mpiens import streams
-from mpiens.child import Cell, Channel, Ended, fork, on_standard_error
+from mpiens.child import Cell, Channel, Ended, fork, on_standard_error, watch_parent
 from mpiens.model import Model, format_failure
 from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
 from mpiens.row import Row, as_bytes, checksum, describe
@@ -224,6 +224,7 @@ class Process:
 
     spec: Spec
     shared: Callable[[], Any]
+    watching: bool = False  # whether the runner looks after a supervisor that is alone
     cell: Cell = field(default_factory=Cell)
 
     def __post_init__(self) -> None:
@@ -235,6 +236,8 @@ class Process:
             mine.close()
             os.close(self.output)
             _redirect(theirs_out)
+            if self.watching:
+                watch_parent(self.spec.limits.heartbeat)
             serve(Channel(theirs), self.spec, self.shared, self.cell)
 
         self.pid = fork(body)

@@ -77,6 +77,7 @@ class Limits:
     task_memory: Annotated[int, Ge(1)] | None = None
     retries: Annotated[int, Ge(0)] = 0
     max_failed: Annotated[int | float, Ge(0)] | None = None
+    heartbeat: Annotated[float, Gt(0)] = 30.0
     cost: str | None = None
     isolation: Literal["process", "none"] = "process"
 

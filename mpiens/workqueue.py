@@ -18,16 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens.deadline import GRACE, Deadline
+from mpiens.heartbeat import Heartbeat
 from mpiens.outcome import Batch, Description, Failure, Tasks
 from mpiens.row import Described, Row
 from mpiens.runner import BATCH, DESCRIBE, FAILURE
 from mpiens.worker import Worker
 
 if TYPE_CHECKING:
-    from mpiens.mpi import Backoff, Comm
+    from mpiens.mpi import Backoff, Comm, Message
 
 # tags of the queue's messages; the first three come from the manager
-TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE = range(11, 17)
+TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE, TAG_PULSE = range(11, 18)
 _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.1  # what a range should take
@@ -55,6 +56,13 @@ class Sink(Protocol):
         """Called often, for progress; whether the run is hopeless and should end."""
 
 
+class SilentRank(RuntimeError):  # noqa: N818  (it is news, not an error)
+    """A rank does not answer, and nobody could end it."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} has not answered for a long time")
+
+
 class Ending(Enum):
     """How dealing came to its end."""
 
@@ -63,10 +71,18 @@ class Ending(Enum):
     GIVEN_UP = "given up"  # too many tasks failed
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a rank looks at beside its work."""
+
+    deadline: Deadline
+    heartbeat: Heartbeat
+
+
 def work(
     comm: Comm,
     worker: Worker,
-    deadline: Deadline,
+    watch: Watch,
     backoff: Backoff,
     unsent: list[bytes],
 ) -> None:
@@ -75,6 +91,7 @@ def work(
     ``unsent`` is news that an earlier root may have missed; it is emptied.  Raises
     RankLost where another rank has died; the worker goes on all the same.
     """
+    deadline, heartbeat = watch.deadline, watch.heartbeat
     while unsent:
         comm.post(0, TAG_NEWS, unsent.pop())
     stop: float | None = None  # when running tasks are dropped, on the deadline's clock
@@ -83,13 +100,10 @@ def work(
         busy = False
         while (message := comm.poll()) is not None:
             busy = True
-            if message.tag == TAG_DEAL:
-                worker.deal(np.frombuffer(message.data, dtype=np.int64))
-            elif message.tag == TAG_ROW:
-                worker.settle(pickle.loads(message.data))
-            elif message.tag == TAG_STOP:
-                stop = deadline.clock() + _SECONDS.unpack(message.data)[0]
-                worker.drop()
+            if (grace := _obey(message, worker)) is not None:
+                stop = deadline.clock() + grace
+        if heartbeat.is_due():
+            comm.whisper(0, TAG_PULSE)
         if deadline.asked and not asked:
             asked = True
             comm.post(0, TAG_ASK, deadline.reason.encode())
@@ -105,6 +119,19 @@ def work(
             worker.wait(backoff.next())
     comm.post(0, TAG_BYE, b"")
     comm.flush()
+
+
+def _obey(message: Message, worker: Worker) -> float | None:
+    """Do what the manager says; return the seconds that are left where it says stop."""
+    if message.tag == TAG_DEAL:
+        worker.deal(np.frombuffer(message.data, dtype=np.int64))
+    elif message.tag == TAG_ROW:
+        worker.settle(pickle.loads(message.data))
+    elif message.tag == TAG_STOP:
+        worker.drop()
+        seconds: float = _SECONDS.unpack(message.data)[0]
+        return seconds
+    return None
 
 
 def tasks_of_news(news: list[bytes]) -> list[int]:
@@ -139,7 +166,7 @@ class Manager:
     comm: Comm
     worker: Worker
     sink: Sink
-    deadline: Deadline
+    watch: Watch
     pending: Tasks
     row: Row | None
     claims: list[list[int]]  # by rank: tasks dealt by a manager before this one
@@ -151,7 +178,8 @@ class Manager:
         self.pending = self.pending[~np.isin(self.pending, claimed)]
         self._seconds = 0.0
         self._finished = 0
-        self._working = self.comm.size - 1  # other ranks that have not said goodbye
+        self._working = set(range(1, self.comm.size))  # that have not said goodbye
+        self.deadline = self.watch.deadline
         self.trouble: OSError | None = None
         self._described: dict[int, Described] = {}
         self._undecided: deque[int] = deque(sorted(self._open))
@@ -199,16 +227,19 @@ class Manager:
         busy = False
         while (message := self.comm.poll()) is not None:
             busy = True
+            self.watch.heartbeat.hear(message.source)
             if message.tag == TAG_NEWS:
                 news = memoryview(message.data)
                 self._hear(message.source, news[0], news[1:])
             elif message.tag == TAG_ASK:
                 self.deadline.ask(f"{message.data.decode()} by rank {message.source}")
             elif message.tag == TAG_BYE:
-                self._working -= 1
+                self._working.discard(message.source)
         for kind, data in self.worker.step():
             busy = True
             self._hear(0, kind, memoryview(data))
+        if silent := self.watch.heartbeat.silent(self._working):
+            raise SilentRank(silent[0])
         self.comm.unsent()
         if busy:
             backoff.reset()

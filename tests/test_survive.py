@@ -37,6 +37,7 @@ dims = ["step"]
 summaries = ["peak"]
 """
 TASKS = 400
+RANKS = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")
 
 
 def supervisors(launch: Launch) -> dict[int, int]:
@@ -52,7 +53,7 @@ def supervisors(launch: Launch) -> dict[int, int]:
         except OSError:
             continue
         for entry in environment:
-            if entry.startswith(b"OMPI_COMM_WORLD_RANK=") and b"mpiens" in command:
+            if entry.startswith(RANKS) and b"mpiens" in command:
                 rank = int(entry.partition(b"=")[2])
                 # the runner is its child, hence younger
                 found[rank] = min(found.get(rank, (began, pid)), (began, pid))
@@ -119,3 +120,37 @@ def test_the_survivors_complete_the_file(
     assert not launch.orphans()
     # at most what was in flight is done again: two short ranges a rank at most
     assert (job.folder / "begun").stat().st_size < TASKS + 60
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stopped_rank_is_ended_and_the_others_go_on(
+    job: Launcher, calm: str, rank: int
+) -> None:
+    spec = job.folder / "sweep.toml"
+    spec.write_text(SPEC + "[limits]\nheartbeat = 1.0\n")
+    launch = job.start_ranks("openmpi", 4, "sweep.toml", tolerant=True)
+    await_begun(launch, job.folder, 40)
+    os.kill(supervisors(launch)[rank], signal.SIGSTOP)
+    launch.wait(60)
+    assert launch.code == 0, launch.errors
+    assert "has been stopped for 1.0 s: ending it" in launch.errors
+    assert "1 of 4 ranks lost, going on with 3" in launch.errors
+    assert job.digest("sweep.h5") == calm
+    assert not launch.orphans()
+
+
+@pytest.mark.parametrize("environment", ["mpich", "debian"])
+def test_without_fault_tolerance_a_stopped_rank_does_not_hold_up_the_job(
+    job: Launcher, calm: str, environment: str
+) -> None:
+    spec = job.folder / "sweep.toml"
+    spec.write_text(SPEC + "[limits]\nheartbeat = 1.0\n")
+    launch = job.start_ranks(environment, 3, "sweep.toml")
+    await_begun(launch, job.folder, 40)
+    os.kill(supervisors(launch)[1], signal.SIGSTOP)
+    launch.wait(60)
+    assert launch.code != 0
+    assert not launch.orphans()
+    again = job.ranks(environment, 3, "sweep.toml")
+    assert again.code == 0, again.errors
+    assert job.digest("sweep.h5") == calm

@@ -16,6 +16,7 @@ import pytest
 
 from mpiens import mpi
 from mpiens.deadline import Deadline
+from mpiens.heartbeat import Heartbeat
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
 from mpiens.row import Described, Row, checksum, settle
@@ -23,7 +24,7 @@ from mpiens.runner import Inline, Process
 from mpiens.spec import Limits, Spec
 from mpiens.window import nothing
 from mpiens.worker import Worker
-from mpiens.workqueue import Ending, Manager, work
+from mpiens.workqueue import Ending, Manager, Watch, work
 
 Everyone = Callable[[Any], list[Any]]
 
@@ -153,16 +154,16 @@ def run(comm: mpi.Comm, common_path: Path) -> Run:
         kept = Kept(spec, row)
         start = partial(RUNNERS[isolation], spec, nothing)
         worker = Worker(start, Limits(**limits))
-        deadline = Deadline()
+        watch = Watch(Deadline(), Heartbeat(30.0))
         with contextlib.closing(worker):
             if comm.rank == 0:
                 tasks = range(replicates) if pending is None else pending
                 order = np.array(tasks, dtype=np.int64)
                 claims: list[list[int]] = [[] for _ in range(comm.size)]
-                manager = Manager(comm, worker, kept, deadline, order, row, claims)
+                manager = Manager(comm, worker, kept, watch, order, row, claims)
                 assert manager.run(mpi.Backoff(), []) is Ending.COMPLETE
             else:
-                work(comm, worker, deadline, mpi.Backoff(), [])
+                work(comm, worker, watch, mpi.Backoff(), [])
         told: Kept = comm.raw.bcast(kept)
         return told
 
