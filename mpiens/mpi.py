@@ -28,6 +28,7 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
+START_PATIENCE = 20  # seconds for MPI_Init, and a tenth more for every rank
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
 SHORT, LONG = 20e-6, 10e-3  # seconds slept between two looks, at first and at most
@@ -292,7 +293,7 @@ def start() -> Comm:
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         if _wants_tolerance():  # a rank that dies in here would hang all the others
-            signal.alarm(PATIENCE)
+            signal.alarm(START_PATIENCE + _launched_size() // 10)
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
     signal.alarm(0)

@@ -106,7 +106,9 @@ class Chaos:
             if not victims:
                 continue
             victim = self.dice.choice(victims)
-            number = self.dice.choice([signal.SIGKILL, signal.SIGSEGV])
+            number = signal.SIGKILL
+            if parent_of(victim) not in victims:  # in a runner it is the model's fault
+                number = self.dice.choice([signal.SIGKILL, signal.SIGSEGV])
             with suppress(ProcessLookupError):
                 os.kill(victim, number)
                 self.hits += 1
@@ -119,6 +121,14 @@ def is_rank(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return b"python" in words[0] and b"mpiens" in words
     return False
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, or 0 where it has just ended."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        return int(status.split()[1])
+    return 0
 
 
 def prepare(folder: Path) -> str:

@@ -1,0 +1,283 @@
+"""A stop keeps what is finished, and the same command goes on to the same answer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Launch, Launcher, write
+
+TASKS = 60
+PENDING, DONE = 0, 1
+LIMIT = 60
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+MARGIN = 15  # seconds before the end of a Slurm job at which everything is kept
+
+# A task begins and ends with a line.  Where the file "slow" says so it takes long.
+MODEL = """
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+RANK = os.environ.get("PMI_RANK", "0")
+
+
+def tell(what, replicate):
+    line = f"{what} {replicate} {os.getppid()} {RANK}\\n"
+    log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, line.encode())
+    os.close(log)
+
+
+def simulate(rng, replicate):
+    tell("begin", replicate)
+    slow = Path("slow")
+    if slow.exists():
+        soon, late = map(float, slow.read_text().split())
+        time.sleep(soon if replicate < 12 else late)
+    tell("end", replicate)
+    return {"walk": np.cumsum(rng.normal(size=50)), "luck": int(rng.integers(9))}
+
+
+def fit(rng, scenario, replicate, *, seconds):
+    tell(f"begin {scenario}", replicate)
+    time.sleep(seconds)
+    tell(f"end {scenario}", replicate)
+    return {"luck": rng.normal()}
+"""
+SPEC = f"""
+[ensemble]
+model = "model.py:simulate"
+replicates = {TASKS}
+seed = 5
+
+[outputs.walk]
+dims = ["step"]
+summaries = ["final", "peak"]
+"""
+FITTING = """
+[ensemble]
+model = "model.py:fit"
+replicates = 5
+seed = 5
+
+[scenarios.long]
+seconds = 4.0
+
+[scenarios.short]
+seconds = 0.02
+"""
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not happened():
+        assert time.monotonic() < end, f"did not happen in {LIMIT} s"
+        time.sleep(0.01)
+
+
+@dataclass
+class Job:
+    """A job of slow tasks that is stopped, and the quick one that goes on with it."""
+
+    launcher: Launcher
+
+    @property
+    def partial(self) -> Path:
+        return self.launcher.folder / "sweep.h5.partial"
+
+    def start(self, how: str, soon: float = 0.05, late: float = 0.05) -> Launch:
+        """Start it alone, as three ranks, or by ``mpiens -n 3``."""
+        (self.launcher.folder / "slow").write_text(f"{soon} {late}")
+        if how.startswith("rank"):
+            return self.launcher.start_ranks("mpich", 3, "sweep.toml")
+        words = ["-n", "3"] if how == "launcher" else []
+        return self.launcher.start(
+            [sys.executable, "-m", "mpiens", "sweep.toml", *words]
+        )
+
+    def log(self, what: str) -> list[list[int]]:
+        """Return (replicate, supervisor, rank) of the lines that begin with a word."""
+        path = self.launcher.folder / "log"
+        lines = [line.split() for line in path.read_text().splitlines()]
+        return [[int(word) for word in line[-3:]] for line in lines if line[0] == what]
+
+    def begun(self) -> list[int]:
+        return [replicate for replicate, _, _ in self.log("begin")]
+
+    def supervisors(self) -> dict[int, int]:
+        """Return the process of each rank whose model has been called."""
+        return {rank: supervisor for _, supervisor, rank in self.log("begin")}
+
+    def await_tasks(self, launch: Launch, count: int) -> None:
+        """Wait until so many tasks have ended."""
+        log = self.launcher.folder / "log"
+        wait_until(
+            lambda: (
+                launch.process.poll() is not None
+                or (log.exists() and len(self.log("end")) >= count)
+            )
+        )
+        assert launch.process.poll() is None, launch.errors
+
+    def finished(self) -> set[int]:
+        """Return what is done by the partial file, all of whose rows are whole."""
+        with h5py.File(self.partial) as file:
+            done = np.flatnonzero(file["tasks/status"][0] == DONE).tolist()
+            rows = [file["series/walk"][0], file["series/luck"][0]]
+            sums = file["tasks/checksum"][0]
+        for replicate in done:
+            row = b"".join(values[replicate].tobytes() for values in rows)
+            expected = hashlib.sha256(row).digest()[:8]
+            assert int(sums[replicate]) == int.from_bytes(expected, "little")
+        return set(done)
+
+    def go_on(self, done: set[int]) -> str:
+        """Complete the file by the tasks that were not done; return the digest."""
+        (self.launcher.folder / "slow").unlink(missing_ok=True)
+        before = len(self.begun())
+        launch = self.launcher.mpiens("sweep.toml")
+        assert launch.code == 0, launch.errors
+        assert sorted(self.begun()[before:]) == sorted({*range(TASKS)} - done)
+        return self.digest()
+
+    def digest(self) -> str:
+        assert not self.partial.exists()
+        with h5py.File(self.launcher.folder / "sweep.h5") as file:
+            return str(file.attrs["digest"])
+
+
+def prepare(folder: Path) -> Job:
+    write(folder, "model.py", MODEL)
+    write(folder, "sweep.toml", SPEC)
+    write(folder, "fitting.toml", FITTING)
+    return Job(Launcher(folder))
+
+
+@pytest.fixture
+def job(launcher: Launcher) -> Job:
+    prepare(launcher.folder)
+    return Job(launcher)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the digest of a run that nothing disturbs."""
+    job = prepare(tmp_path_factory.mktemp("undisturbed"))
+    launch = job.launcher.mpiens("sweep.toml")
+    assert launch.code == 0, launch.errors
+    return job.digest()
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def assert_stopped(job: Job, launch: Launch, reason: str) -> set[int]:
+    """Code 75 and one line that says how far it came; return what is done."""
+    assert launch.code == 75, launch.errors
+    assert launch.output == ""
+    told = [line for line in launch.errors.splitlines() if "stopped early" in line]
+    assert len(told) == 1, launch.errors
+    assert "Traceback" not in launch.errors
+    done = job.finished()
+    assert 0 < len(done) < TASKS
+    assert re.fullmatch(
+        rf"mpiens: stopped early \({reason}\): {len(done)} of {TASKS} tasks are done "
+        "and kept; run the same command again to go on",
+        told[0],
+    )
+    assert not (job.launcher.folder / "sweep.h5").exists()
+    assert launch.orphans() == []
+    return done
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("how", ["alone", "ranks", "launcher"])
+def test_a_signal_stops_a_job_and_the_same_command_goes_on(
+    job: Job, undisturbed: str, how: str, number: signal.Signals
+) -> None:
+    launch = job.start(how)
+    job.await_tasks(launch, 10)
+    reason = rf"{number.name} was received( by rank \d)?"
+    if how == "ranks":
+        wait_until(lambda: len(job.supervisors()) == 3)
+        send(job.supervisors().values(), number)
+    else:
+        send([launch.process.pid], number)
+        if how == "launcher":
+            reason = "a stop was asked for( by rank \\d)?"
+    done = assert_stopped(job, launch.wait(LIMIT), reason)
+    # what runs when the signal comes is brought to its end and kept
+    assert {replicate for replicate, _, _ in job.log("end")} == done == {*job.begun()}
+    assert job.go_on(done) == undisturbed
+
+
+def test_a_signal_to_one_rank_stops_them_all(job: Job, undisturbed: str) -> None:
+    launch = job.start("ranks")
+    job.await_tasks(launch, 10)
+    wait_until(lambda: 2 in job.supervisors())
+    send([job.supervisors()[2]], signal.SIGUSR1)
+    reason = "SIGUSR1 was received by rank 2"
+    done = assert_stopped(job, launch.wait(LIMIT), reason)
+    assert job.go_on(done) == undisturbed
+
+
+@pytest.mark.parametrize("how", ["alone", "launcher"])
+def test_a_second_interrupt_ends_a_job_at_once(
+    job: Job, undisturbed: str, how: str
+) -> None:
+    launch = job.start(how, soon=0.01, late=100)
+    job.await_tasks(launch, 12)
+    send([launch.process.pid], signal.SIGINT)
+    time.sleep(0.3)  # else both may be seen as one
+    assert launch.process.poll() is None  # tasks under way have some time
+    send([launch.process.pid], signal.SIGINT)
+    launch.wait(10)  # less than tasks under way were given
+    assert launch.code not in (0, 3)
+    assert "Traceback" not in launch.errors
+    assert launch.orphans() == []
+    done = job.finished()
+    assert done == {*range(12)}
+    assert job.go_on(done) == undisturbed
+
+
+def test_no_task_is_dealt_that_cannot_end_before_the_job_does(job: Job) -> None:
+    # there is time for one long task, for no second one, and for all short ones
+    end = int(time.time()) + MARGIN + 8
+    command = [sys.executable, "-m", "mpiens", "fitting.toml"]
+    launch = job.launcher.run(command, SLURM_JOB_END_TIME=str(end))
+    assert time.time() < end
+    assert launch.code == 75, launch.errors
+    assert "stopped early (the job's time is nearly over): 6 of 10" in launch.errors
+    assert sorted(job.log("begin")) == sorted(job.log("end"))
+    with h5py.File(job.launcher.folder / "fitting.h5.partial") as file:
+        status = file["tasks/status"][:]
+    assert status.tolist() == [[DONE] + [PENDING] * 4, [DONE] * 5]
+
+
+def test_ranks_that_were_lost_are_started_again(job: Job, undisturbed: str) -> None:
+    launch = job.start("launcher")
+    job.await_tasks(launch, 20)
+    wait_until(lambda: len(job.supervisors()) == 3)
+    victim = job.supervisors()[1]
+    send([victim], signal.SIGKILL)
+    assert launch.wait(LIMIT).code == 0, launch.errors
+    assert "starting them again" in launch.errors
+    assert victim not in job.supervisors().values()  # they have all been replaced
+    assert len(job.begun()) <= TASKS + 16 * 3  # but for what was in flight
+    assert job.digest() == undisturbed
+    assert launch.orphans() == []
