@@ -95,7 +95,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> str:
         (4, [(0, 40)]),  # the root
         (2, [(0, 40)]),  # one is left
         (4, [(1, 1)]),  # the first tasks
-        (4, [(3, TASKS - 3)]),  # the last ones
+        (4, [(3, TASKS - 12)]),  # the last ones
         (5, [(0, 40), (1, 120)]),  # the root, and the next root
         (5, [(3, 60), (2, 60), (0, 60)]),  # all at once: during recovery
     ],
