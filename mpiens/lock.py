@@ -35,8 +35,9 @@ class Lock:
                 break
             os.close(self._handle)  # its last holder has just taken it away
         holder = f"{socket.gethostname()}, process {os.getpid()}, since {time.ctime()}"
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, holder.encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk it is held all the same
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, holder.encode(), 0)
 
     def release(self) -> None:
         """Let others write."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,11 @@ class Trouble(Exception):  # noqa: N818  (the file system's, nobody's error)
     @classmethod
     def of(cls, error: OSError) -> Trouble:
         """Say what has failed and what to do: wait for it, or choose another place."""
-        passing = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        what = error.strerror or str(error)
+        number = error.errno
+        if number is None and (told := re.search(r"errno = (\d+)", str(error))):
+            number = int(told[1])  # HDF5 tells it within a dump of its own
+        passing = number in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        what = str(error) if number is None else os.strerror(number)
         where = f"{error.filename}: " if error.filename else "the result file: "
         way = (
             "what is finished is kept; mend it, and run the same command again"
@@ -136,6 +140,10 @@ class Root:
         costs = model.hint_costs(self._spec, self._parameters)
         self._costs = None if costs is None else np.array(costs)
         self._lock = self._lock or Lock(request.file)
+        for path in (request.file, self._partial):
+            if path.is_dir():
+                number = errno.EISDIR
+                raise IsADirectoryError(number, os.strerror(number), str(path))
         complete = self._find_file(again)
         Deadline.mark_begun(os.environ)
         return None if complete else self._spec
@@ -258,9 +266,9 @@ class Root:
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
         path = file.path
-        store.set_attributes(path, closing)
         if not all(output.keep for output in file.layout.row.outputs):
             path = self._slim(file)
+        store.set_attributes(path, closing)
         file.sync()
         file.close()
         store.replace(path, self._request.file)

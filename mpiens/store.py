@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 NEW = ".new"  # a file that is being laid down, and nothing yet
+METADATA = 64 << 10  # bytes, at most, that HDF5 adds beside what is counted
 BLOCK = 4 << 20  # bytes read or filled at once
 FORMAT = 1
 _COLUMNS = ("checksum", "seconds", "attempts", "rank")
@@ -321,6 +322,7 @@ def _lay_down(
     new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool
 ) -> None:
     datasets = list(layout.datasets(slim=slim))
+    reserve(new, sum(d.nbytes + 4096 for d in datasets) + METADATA)
     with h5py.File(new, "w", locking=False) as file:
         file.attrs["mpiens_format"] = FORMAT
         file.attrs["spec"] = layout.spec.to_json()
@@ -433,19 +435,43 @@ def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:
     whole.update(json.dumps([path, list(dims), kind, list(shape)]).encode())
 
 
+def reserve(path: Path, nbytes: int) -> None:
+    """See to it that a file has room to grow before HDF5 opens it.
+
+    HDF5 that meets a full disk leaves the file damaged; here it is an OSError, and the
+    file is as it was.  HDF5 cuts off what it does not need.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    size = os.fstat(handle).st_size
+    try:
+        os.posix_fallocate(handle, size, nbytes)
+    except OSError as error:
+        os.ftruncate(handle, size)
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    finally:
+        os.close(handle)
+
+
 def replace(source: Path, target: Path) -> None:
-    """Rename a file and see to it that the name is on the disk."""
+    """Rename a file, once it is on the disk, and see to it that its name is too."""
+    _sync(source)
     source.replace(target)
-    with contextlib.suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with contextlib.suppress(OSError):  # some file systems sync no folders
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
     """Write attributes of the root group."""
+    reserve(path, METADATA + 4 * sum(len(str(v)) for v in attributes.values()))
     with h5py.File(path, "r+", locking=False) as file:
         for name, value in attributes.items():
             file.attrs[name] = value

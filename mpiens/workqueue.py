@@ -338,6 +338,10 @@ class Manager:
 
     def _deal_range(self, number: int, rank: Rank) -> None:
         count = self._range()
+        remaining = self.deadline.remaining()
+        if remaining is not None:  # together, too, they have to end in time
+            ends = np.cumsum(self.sink.expect(self.pending[:count]))
+            count = max(1, int(np.count_nonzero(~(ends > remaining))))
         tasks, self.pending = self.pending[:count], self.pending[count:]
         rank.left += len(tasks)
         rank.last = len(tasks)
