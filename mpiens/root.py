@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens import growth, model, provenance, store, streams, summary
+from mpiens import growth, journal, model, provenance, store, streams, summary
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline
 from mpiens.fault import Fault, SpecError, place
@@ -266,12 +266,14 @@ class Root:
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
         path = file.path
-        if not all(output.keep for output in file.layout.row.outputs):
+        if all(output.keep for output in file.layout.row.outputs):
+            file.complete(closing)
+        else:  # a new file beside the old one, which stays as it is
             path = self._slim(file)
-        store.set_attributes(path, closing)
-        file.sync()
+            store.set_attributes(path, closing)
         file.close()
         store.replace(path, self._request.file)
+        journal.forget(self._partial)
         if path != self._partial:
             self._partial.unlink()
         tally = self._tally
@@ -325,6 +327,7 @@ class Root:
     def _find_file(self, again: bool) -> bool:
         """Open the file to go on with, if any; True where it is complete already."""
         complete, begun = self._request.file, self._partial
+        journal.restore(begun)
         fresh, retry = self._request.fresh, self._request.retry_failed and not again
         if fresh and not again:
             begun.unlink(missing_ok=True)

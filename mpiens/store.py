@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpiens import journal
 from mpiens.fault import Fault, SpecError
 from mpiens.layout import DONE, FAILED, FAILURE_BYTES, PENDING, Dataset, Layout
 from mpiens.outcome import Batch, Failure
@@ -47,6 +48,12 @@ class Place:
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where it begins, and how many bytes it has."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        return self.offset, count * self.dtype.itemsize
 
 
 class Store:
@@ -234,6 +241,12 @@ class Store:
         whole.update(np.where(self.status == DONE, sums, 0).tobytes())
         return whole.hexdigest()
 
+    def complete(self, attributes: Mapping[str, Any]) -> None:
+        """Write the last attributes; a kill in the midst of it is undone by restore."""
+        journal.protect(self.path, [place.extent for place in self._places.values()])
+        set_attributes(self.path, attributes)
+        self.sync()
+
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
         os.fsync(self._file)
@@ -271,8 +284,7 @@ class Store:
             view, offset = view[got:], offset + got
 
     def _blocks(self, place: Place) -> Iterator[bytes]:
-        left = int(np.prod(place.shape, dtype=np.int64)) * place.dtype.itemsize
-        offset = place.offset
+        offset, left = place.extent
         while left > 0:
             block = os.pread(self._file, min(left, BLOCK), offset)
             if not block:

@@ -20,7 +20,7 @@ FLOORS = {
         *("outcome", "layout", "growth", "deadline", "progress", "provenance"),
     ],
     "seams": ["mpi", "child", "model", "runner"],
-    "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "store"],
+    "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "journal", "store"],
     "stories": [
         *("summary", "plan", "foreground", "table", "root", "ensemble", "launch"),
     ],
