@@ -151,22 +151,29 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
 def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again."""
     scene = _tell_all(comm, root.scene if root else None)
-    parallel = comm.size > 1 and h5py.get_config().mpi
-    team = comm if parallel else mpi.alone() if root else None
-    try:
-        broken = summary.summarise_rows(team, *scene) if team else []
-        if _tell_all(comm, partial(root.redo, broken) if root else None):
-            return False
-        if team:
-            summary.make_bands(team, *scene)
-    except (mpi.RankLost, summary.WriteError) as error:
-        if parallel and comm.tolerant:
-            mpi.leave(STOPPED_EARLY)  # a half-closed parallel file would crash us
-        if isinstance(error, mpi.RankLost):
-            raise
-        raise Trouble.of(error) from error
-    comm.barrier()
+    broken = _together(comm, root, summary.summarise_rows, scene)
+    if _tell_all(comm, partial(root.redo, broken) if root else None):
+        return False
+    _together(comm, root, summary.make_bands, scene)
     return True
+
+
+def _together(
+    comm: mpi.Comm, root: Root | None, make: Callable[..., Any], scene: tuple[Any, ...]
+) -> Any:
+    """Let all ranks do something through parallel HDF5, or the root where it is none.
+
+    Raises Trouble on all ranks where the file could not be written.
+    """
+    if comm.size == 1 or not h5py.get_config().mpi:
+        alone = partial(make, mpi.alone(), *scene)
+        return _tell_all(comm, alone if root else None)
+    try:
+        return make(comm, *scene)
+    except (mpi.RankLost, summary.WriteError) as error:
+        if comm.tolerant:
+            mpi.leave(STOPPED_EARLY)  # a half-closed parallel file would crash us
+        raise Trouble.of(OSError(str(error))) from error
 
 
 def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:

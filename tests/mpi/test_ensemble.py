@@ -216,3 +216,30 @@ def test_a_spec_that_is_not_there_is_told_on_all_ranks(
     errors = everyone(lambda: ensemble.run(comm, request))
     assert [type(error) for error in errors] == [SpecError] * comm.size
     assert all("cannot be read" in str(error) for error in errors)
+
+
+def test_a_file_that_cannot_be_written_is_trouble_on_all_ranks(
+    comm: mpi.Comm,
+    everyone: Everyone,
+    prepare: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mpiens import summary
+    from mpiens.root import STOPPED_EARLY, Trouble
+
+    def fail(*_: Any) -> None:
+        raise summary.WriteError("no space left")
+
+    monkeypatch.setattr(summary, "make_bands", fail)
+    spec = prepare()
+    file = spec.with_name("troubled.h5")
+
+    def act() -> int:
+        with pytest.raises(Trouble, match="no space left") as told:
+            ensemble.run(comm, Request(spec, file))
+        return told.value.code
+
+    assert everyone(act) == [STOPPED_EARLY] * comm.size
+    assert not file.exists()
+    monkeypatch.undo()
+    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
