@@ -138,7 +138,11 @@ def test_the_effective_spec_writes_defaults_out() -> None:
     document = json.loads(make(HEAD).to_json())
     assert document["ensemble"]["pairing"] == "common"
     assert document["bands"]["levels"] == [0.05, 0.25, 0.5, 0.75, 0.95]
-    assert document["limits"] == {"retries": 0, "isolation": "process"}
+    assert document["limits"] == {
+        "retries": 0,
+        "heartbeat": 30.0,
+        "isolation": "process",
+    }
 
 
 def test_paths_are_relative_to_the_spec(tmp_path: Path) -> None:
