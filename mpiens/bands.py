@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-METHOD = "linear"
-"""How a quantile is interpolated: numpy's default, type 7 of R. J. Hyndman and
-Y. Fan, "Sample Quantiles in Statistical Packages", The American Statistician 50 (1996).
+METHOD = "linear (type 7 of Hyndman and Fan, 1996)"
+"""How a quantile is interpolated: numpy's default. R. J. Hyndman and Y. Fan,
+"Sample Quantiles in Statistical Packages", The American Statistician 50 (1996).
 """
 
 

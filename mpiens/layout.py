@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mpiens.bands import METHOD
 from mpiens.row import Output, Row
 from mpiens.spec import Spec, to_text
 
@@ -149,7 +150,7 @@ class Layout:
         count = self.by_task[0]
         levels = len(self.spec.bands.levels)
         units = {"units": output.units} if output.units else {}
-        method = {"quantile_method": "linear (type 7 of Hyndman and Fan, 1996)"}
+        method = {"quantile_method": METHOD}
         yield Dataset(
             path + suffix,
             ("scenario", "level", *dims),

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,3 +238,11 @@ def write(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(textwrap.dedent(text))
     return path
+
+
+def wait_until(happened: Callable[[], bool], limit: float = 60) -> None:
+    """Wait for something to happen; at the limit the test fails."""
+    end = time.monotonic() + limit
+    while not happened():
+        assert time.monotonic() < end, f"did not happen in {limit} s"
+        time.sleep(0.005)

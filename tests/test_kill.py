@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import pytest
-from conftest import ENVIRONMENTS, Launch, Launcher, write
+from conftest import ENVIRONMENTS, Launch, Launcher, wait_until, write
 
 TASKS = 240
 DONE = 1
@@ -106,13 +106,6 @@ def draw_moments(seed: int) -> list[Moment]:
         Moment(int(rng.integers(low, high + 1)), rng.uniform(soon, late))
         for (low, high), (soon, late) in zip(phases, delays, strict=True)
     ]
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not happened():
-        assert time.monotonic() < end, f"did not happen in {LIMIT} s"
-        time.sleep(0.005)
 
 
 @dataclass

@@ -8,14 +8,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import Launch, Launcher, write
+from conftest import Launch, Launcher, wait_until, write
 
 TASKS = 60
 PENDING, DONE = 0, 1
@@ -61,13 +61,6 @@ seed = 5
 dims = ["step"]
 summaries = ["final", "peak"]
 """
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not happened():
-        assert time.monotonic() < end, f"did not happen in {LIMIT} s"
-        time.sleep(0.01)
 
 
 @dataclass
