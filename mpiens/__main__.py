@@ -14,6 +14,7 @@ from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 
 from mpiens import __version__  # noqa: E402
+from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
 
 USAGE = """\
@@ -49,6 +50,8 @@ def _tell_faults(error: SpecError) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.ranks is not None:
         return _launch(options)
+    deadline = Deadline.of(os.environ)
+    deadline.listen()  # first of all: a signal may come while libraries are loaded
     # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
     mpi = _load_mpi()
     from mpiens import ensemble, root  # noqa: PLC0415
@@ -65,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         accept_model_change=options.accept_model_change,
     )
     try:
-        code = ensemble.run(comm, request)
+        code = ensemble.run(comm, request, deadline)
         if comm.rank == 0 and code in (0, 3):
             _print_table(request.file)
     except SpecError as error:

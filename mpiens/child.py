@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -18,11 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError, place
 
 _HEAD = struct.Struct("<qB")  # length and kind of a frame
 _CELL = struct.Struct("<qd")  # the task that runs, and since when
 _BUFFER = 1 << 20
+LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
 
 
@@ -69,6 +72,12 @@ class Channel:
                 raise
         return frames
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has come, at most so long; whether it has."""
+        if self._received:
+            return True
+        return bool(select.select([self.socket], [], [], seconds)[0])
+
     def receive_into(self, part: memoryview) -> None:
         """Wait for raw bytes that follow a frame, and put them straight into memory."""
         early = self._received[: len(part)]
@@ -114,7 +123,9 @@ def fork(body: Callable[[], None]) -> int:
     code = 1
     try:
         die_with(parent)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+        for number in (signal.SIGINT, signal.SIGUSR1):  # the supervisor decides
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how pools end their workers
         body()
         code = 0
     except Ended:
@@ -127,7 +138,7 @@ def fork(body: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def ask_child(question: Callable[[], Any]) -> Any:
+def ask_child(question: Callable[[], Any], look: Look = look_away) -> Any:
     """Return what a function returns in a child process, or raise its SpecError.
 
     For what runs a user's code before any runner does: it leaves nothing behind here.
@@ -145,8 +156,10 @@ def ask_child(question: Callable[[], Any]) -> Any:
 
     pid = fork(body)
     theirs.close()
+    channel = Channel(mine)
     try:
-        _, data = Channel(mine).receive()
+        await_child(pid, channel, look)
+        _, data = channel.receive()
     except Ended:
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -159,6 +172,17 @@ def ask_child(question: Callable[[], Any]) -> Any:
     if isinstance(answer, SpecError):
         raise answer
     return answer
+
+
+def await_child(pid: int, channel: Channel, look: Look) -> None:
+    """Wait until a child has begun to answer; what ``look`` raises ends the child."""
+    try:
+        while not channel.wait(LOOK_SECONDS):
+            look()
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def die_with(parent: int) -> None:
@@ -176,6 +200,39 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what dead children leave behind, so that it can be ended."""
+    set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+
+
+def children() -> set[int]:
+    """Return the children of this process, adopted ones too, also those that ended."""
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found |= set(map(int, listed.read_text().split()))
+    return found
+
+
+def end_children(but: set[int]) -> None:
+    """Kill and collect this process's children, and theirs, except for some."""
+    while left := children() - but:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def collect_ended(but: int) -> None:
+    """Collect adopted children that have ended by themselves."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    with suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, flags)) and ended.si_pid != but:
+            os.waitpid(ended.si_pid, 0)
 
 
 def watch_parent(seconds: float) -> None:

@@ -19,6 +19,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _LOOK = 0.2  # seconds between two looks at the file
 
 
+Look = Callable[[], None]
+"""What long work calls now and then; it may raise Stopped, or that a rank is lost."""
+
+
+def look_away() -> None:
+    """Let nothing interrupt long work."""
+
+
+class Stopped(Exception):  # noqa: N818  (it is news, not an error)
+    """Long work has been given up: a stop was asked for, or the time is over."""
+
+
 @dataclass
 class Deadline:
     """Says when to stop, and how long running tasks may still take.
@@ -83,6 +95,11 @@ class Deadline:
         if self._asked is not None:
             ends.append(self._asked + GRACE)
         return max(0.0, min(ends) - self.clock()) if ends else None
+
+    def look(self) -> None:
+        """Raise Stopped once somebody has asked for it, or no time is left."""
+        if self.asked or self.remaining() == 0:
+            raise Stopped(self.reason)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 
 from mpiens import mpi, summary, window
-from mpiens.deadline import Deadline
+from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
 from mpiens.root import STOPPED_EARLY, Request, Root, Trouble
@@ -35,7 +35,7 @@ class Seat:
     """What a rank keeps while others are lost: shared data, its worker, its news."""
 
     request: Request
-    deadline: Deadline = field(default_factory=lambda: Deadline.of(os.environ))
+    deadline: Deadline
     root: Root | None = None
     begun: bool = False  # the root, whoever that was, has looked at the file
     shared: Callable[[], Any] | None = None
@@ -64,6 +64,11 @@ class Seat:
         self.heartbeat = Heartbeat(spec.limits.heartbeat, mates)
         return self.heartbeat
 
+    def look(self, comm: mpi.Comm) -> None:
+        """Called now and then in long work: raises Stopped or RankLost."""
+        comm.look()
+        self.deadline.look()
+
     def leave(self) -> None:
         """Give back what a rank holds."""
         if self.worker is not None:
@@ -73,15 +78,15 @@ class Seat:
             self.root.release()
 
 
-def run(comm: mpi.Comm, request: Request) -> int:
+def run(comm: mpi.Comm, request: Request, deadline: Deadline) -> int:
     """Run an ensemble to its end, or go on with it; return the exit code.  Collective.
 
     Where an MPI tolerates the loss of ranks the survivors go on, the communicator is
     theirs from then on, and the first of them is the root.  Raises SpecError on every
-    rank where the user's input is wrong, and Trouble where the file system has failed.
+    rank where the user's input is wrong, and Trouble where the file system has failed
+    or a stop has interrupted long work beside the tasks.
     """
-    seat = Seat(request)
-    seat.deadline.listen()
+    seat = Seat(request, deadline)
     try:
         while True:
             try:
@@ -93,8 +98,9 @@ def run(comm: mpi.Comm, request: Request) -> int:
 
 
 def _run(comm: mpi.Comm, seat: Seat) -> int:
+    look = partial(seat.look, comm)
     if comm.rank == 0 and seat.root is None:
-        seat.root = Root(seat.request)
+        seat.root = Root(seat.request, look)
     root = seat.root
     prepare = partial(root.prepare, comm.size, seat.begun) if root else None
     spec = _tell_all(comm, prepare)
@@ -102,14 +108,21 @@ def _run(comm: mpi.Comm, seat: Seat) -> int:
     if spec is not None:  # else there is nothing left to do
         comm.on_wait = seat.find_heartbeat(comm, spec).look
         if not comm.all_true(seat.shared is not None):
-            seat.shared = window.share(comm, spec)
+            seat.shared = _share(comm, spec, look)
         complete = False
         while not complete:
             ending = _simulate(comm, spec, seat)
             if _tell_all(comm, partial(root.ends, ending) if root else None):
                 return int(_tell_all(comm, root.pause if root else None))
-            complete = _conclude(comm, root)
+            complete = _conclude(comm, root, look)
     return int(_tell_all(comm, root.finish if root else None))
+
+
+def _share(comm: mpi.Comm, spec: Spec, look: Look) -> Callable[[], Any]:
+    try:
+        return window.share(comm, spec, look)
+    except Stopped as news:
+        raise Trouble.stopped(news) from news
 
 
 def _survive(comm: mpi.Comm, seat: Seat) -> None:
@@ -134,11 +147,11 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
     backoff = mpi.Backoff()
     watch = Watch(seat.deadline, seat.heartbeat or Heartbeat(spec.limits.heartbeat))
-    if root is None or claims is None:
-        work(comm, worker, watch, backoff, seat.unsent)
-        return None
-    manager = Manager(comm, worker, root, watch, root.pending, root.row, claims)
     try:
+        if root is None or claims is None:
+            work(comm, worker, watch, backoff, seat.unsent)
+            return None
+        manager = Manager(comm, worker, root, watch, root.pending, root.row, claims)
         ending = manager.run(backoff, seat.unsent)
     except SilentRank as news:
         text = "what is finished is kept; run the same command again"
@@ -148,9 +161,9 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     return ending
 
 
-def _conclude(comm: mpi.Comm, root: Root | None) -> bool:
+def _conclude(comm: mpi.Comm, root: Root | None, look: Look) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again."""
-    scene = _tell_all(comm, root.scene if root else None)
+    scene = (*_tell_all(comm, root.scene if root else None), look)
     broken = _together(comm, root, summary.summarise_rows, scene)
     if _tell_all(comm, partial(root.redo, broken) if root else None):
         return False
@@ -163,13 +176,15 @@ def _together(
 ) -> Any:
     """Let all ranks do something through parallel HDF5, or the root where it is none.
 
-    Raises Trouble on all ranks where the file could not be written.
+    Raises Trouble on all ranks where the file could not be written, or a stop came.
     """
     if comm.size == 1 or not h5py.get_config().mpi:
         alone = partial(make, mpi.alone(), *scene)
         return _tell_all(comm, alone if root else None)
     try:
         return make(comm, *scene)
+    except Stopped as news:
+        raise Trouble.stopped(news) from news
     except (mpi.RankLost, summary.WriteError) as error:
         if comm.tolerant:
             mpi.leave(STOPPED_EARLY)  # a half-closed parallel file would crash us
@@ -186,6 +201,8 @@ def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
             outcome = error
         except OSError as error:
             outcome = Trouble.of(error)
+        except Stopped as news:
+            outcome = Trouble.stopped(news)
     outcome = comm.bcast(outcome)
     if isinstance(outcome, SpecError | Trouble):
         raise outcome

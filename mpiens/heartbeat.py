@@ -23,30 +23,53 @@ SILENT = 3  # heartbeats after which a rank that nobody could kill is given up
 
 
 @dataclass
+class Stillness:
+    """How long processes of this machine have been stopped, as far as was looked."""
+
+    seconds: float  # for so long, and it is too long
+    clock: Callable[[], float] = time.monotonic
+    _since: dict[int, float] = field(default_factory=dict)
+    _looked: float = float("-inf")
+
+    def is_due(self) -> bool:
+        """Whether it is time for a look; who stood still himself forgets the others."""
+        now = self.clock()
+        if now - self._looked < self.seconds / 6:
+            return False
+        if now - self._looked > self.seconds / 2:
+            self._since.clear()
+        self._looked = now
+        return True
+
+    def lasts(self, pid: int) -> bool:
+        """Whether a process has been stopped for too long."""
+        if not is_stopped(pid):
+            self._since.pop(pid, None)
+            return False
+        now = self.clock()
+        return now - self._since.setdefault(pid, now) >= self.seconds
+
+
+@dataclass
 class Heartbeat:
     """Looks after the processes of this node, and remembers who was heard when."""
 
     seconds: float
     mates: tuple[int, ...] = ()  # the other supervisors on this node, by pid
     clock: Callable[[], float] = time.monotonic
-    _stopped: dict[int, float] = field(default_factory=dict)  # since when
     _heard: dict[int, float] = field(default_factory=dict)
-    _looked: float = float("-inf")
+    _asked: float = float("-inf")
     _beaten: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._stillness = Stillness(self.seconds, self.clock)
 
     def look(self) -> None:
         """Kill the mates that have been stopped for too long; cheap between looks."""
-        now = self.clock()
-        if now - self._looked < self.seconds / 6:
+        if not self._stillness.is_due():
             return
-        if now - self._looked > self.seconds / 2:  # it was we who stood still
-            self._stopped.clear()
-            self._heard.clear()
-        self._looked = now
         for pid in self.mates:
-            if not is_stopped(pid):
-                self._stopped.pop(pid, None)
-            elif now - self._stopped.setdefault(pid, now) >= self.seconds:
+            if self._stillness.lasts(pid):
                 text = f"process {pid} has been stopped for {self.seconds} s: ending it"
                 print(f"mpiens: {text}", file=sys.stderr, flush=True)
                 with suppress(ProcessLookupError):
@@ -66,5 +89,8 @@ class Heartbeat:
     def silent(self, ranks: Iterable[int]) -> list[int]:
         """Return the ranks of these that have been silent for too long."""
         now = self.clock()
+        if now - self._asked > self.seconds / 2:  # it was we who stood still
+            self._heard.clear()
+        self._asked = now
         limit = SILENT * self.seconds
         return [r for r in ranks if now - self._heard.setdefault(r, now) > limit]

@@ -148,6 +148,12 @@ class Comm:
         return self._receive(MPI.ANY_TAG)
 
     @_noticing
+    def look(self) -> None:
+        """Call now and then during long work without messages; raises RankLost."""
+        self.raw.Iprobe()  # lets MPI hear of what has happened
+        self._look_around(always=True)
+
+    @_noticing
     def flush(self) -> None:
         """Wait until every posted message has been received."""
         backoff = Backoff()
@@ -271,7 +277,7 @@ class Comm:
             self._look_around()
             backoff.sleep()
 
-    def _look_around(self) -> None:
+    def _look_around(self, *, always: bool = False) -> None:
         """Ask now and then who has failed: a revocation is not always heard."""
         if self.on_wait is not None:
             self.on_wait()
@@ -279,7 +285,7 @@ class Comm:
             return
         signal.alarm(PATIENCE)  # waiting is not being stuck
         self._looks += 1
-        if self._looks % 20 == 0 and self.raw.Get_failed().size:
+        if (always or self._looks % 20 == 0) and self.raw.Get_failed().size:
             raise RankLost
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from mpiens import growth, journal, model, provenance, store, streams, summary
 from mpiens.child import ask_child
-from mpiens.deadline import Deadline
+from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
@@ -47,8 +48,8 @@ class Request:
         return self.output or Path(f"{self.spec.stem}.h5")
 
 
-class Trouble(Exception):  # noqa: N818  (the file system's, nobody's error)
-    """The file system has failed us; what is finished is kept."""
+class Trouble(Exception):  # noqa: N818  (the world's, nobody's error)
+    """The file system has failed us, or time is over; what is finished is kept."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text, code)
@@ -74,12 +75,22 @@ class Trouble(Exception):  # noqa: N818  (the file system's, nobody's error)
         )
         return cls(f"{where}{what}; {way}", STOPPED_EARLY if passing else WRONG_INPUT)
 
+    @classmethod
+    def stopped(cls, news: Stopped) -> Trouble:
+        """Say that long work beside the tasks was given up."""
+        way = "what is finished is kept; run the same command again to go on"
+        return cls(f"stopped early ({news}): {way}", STOPPED_EARLY)
+
 
 class Root:
-    """What only the root knows and does: the spec, the file, and the tally."""
+    """What only the root knows and does: the spec, the file, and the tally.
 
-    def __init__(self, request: Request) -> None:
+    ``look`` is called now and then during long work.
+    """
+
+    def __init__(self, request: Request, look: Look) -> None:
         self._request = request
+        self._look = look
         self._ranks = 1
         self._store: Store | None = None
         self._early: list[tuple[Failure, int]] = []  # before there was a file
@@ -129,7 +140,7 @@ class Root:
         if reading.spec is not None:
             spec = reading.spec
             try:
-                signature = ask_child(lambda: model.inspect_model(spec))
+                signature = ask_child(lambda: model.inspect_model(spec), self._look)
             except SpecError as error:
                 faults += locate_faults(error.faults, request.spec)
         if reading.spec is None or faults:
@@ -160,6 +171,10 @@ class Root:
         if self._store is not None:
             self._tally.failed_before = int((self._store.status == FAILED).sum())
         self._spent = np.zeros((len(self._spec.scenarios), 2))
+        if self._store is not None:  # what earlier runs took counts too
+            tasks = np.flatnonzero(self._store.status == DONE)
+            seconds = self._store.read("/tasks/seconds").reshape(-1)[tasks]
+            self._spend(tasks, seconds)
         return self._store is not None
 
     def note(self, reason: str, trouble: OSError | None) -> None:
@@ -170,7 +185,12 @@ class Root:
     def settle(self, described: Described | None) -> Row:
         """Lay down the file, now that a first task has shown what it holds."""
         row = settle(self._spec, described) if described else Row(())
-        self._store = self._lay_down(row, None)
+
+        def beat() -> None:
+            with suppress(Stopped):  # tasks are running: the manager sees to it
+                self._look()
+
+        self._store = self._lay_down(row, None, beat)
         for failure, rank in self._early:
             self._store.fail(failure, rank)
         return row
@@ -178,9 +198,7 @@ class Root:
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks."""
         self._file.write(batch, rank)
-        scenarios = batch.records["task"] // self._spec.replicates
-        np.add.at(self._spent[:, 0], scenarios, batch.records["seconds"])
-        np.add.at(self._spent[:, 1], scenarios, 1)
+        self._spend(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
     def fail(self, failure: Failure, rank: int) -> None:
@@ -193,11 +211,18 @@ class Root:
         self._count(1, failure.seconds, failed=1)
 
     def expect(self, tasks: Tasks) -> NDArray[np.float64]:
-        """Return the seconds that tasks take by what their scenarios have taken."""
+        """Return the seconds that tasks take by what their scenarios have taken.
+
+        A scenario of which nothing is known takes what the user's hint of its cost
+        makes of the others, or else as long as the longest of them.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             known = self._spent[:, 0] / self._spent[:, 1]
-        usual = np.nanmean(known) if np.isfinite(known).any() else np.nan
-        known = np.where(np.isfinite(known), known, usual)
+        if (measured := np.isfinite(known)).any() and not measured.all():
+            guess = np.full(len(known), known[measured].max())
+            if self._costs is not None and (hinted := self._costs[measured]).all():
+                guess = self._costs * np.mean(known[measured] / hinted)
+            known = np.where(measured, known, guess)
         return np.asarray(known[tasks // self._spec.replicates])
 
     def tick(self) -> bool:
@@ -319,6 +344,11 @@ class Root:
         file = self._request.file
         return file.with_name(file.name + PARTIAL)
 
+    def _spend(self, tasks: Tasks, seconds: NDArray[np.float64]) -> None:
+        scenarios = tasks // self._spec.replicates
+        np.add.at(self._spent[:, 0], scenarios, seconds)
+        np.add.at(self._spent[:, 1], scenarios, 1)
+
     def _count(self, tasks: int, seconds: float, failed: int = 0) -> None:
         self._running.finished += tasks
         self._running.failed += failed
@@ -351,13 +381,13 @@ class Root:
         if self._costs is None:
             self._costs = _learn_costs(old, self._spec)
         if change.relays or old.path == complete:
-            self._store = self._lay_down(None, old)
+            self._store = self._lay_down(None, old, self._look)
             old.close()
         else:
             self._store = old
             if retry:
                 old.forget(failed)
-            old.forget(old.broken())
+            old.forget(old.broken(self._look))
         return False
 
     def _compare(self, old: Store) -> growth.Change:
@@ -383,17 +413,17 @@ class Root:
             raise SpecError(faults, str(self._request.spec))
         return change
 
-    def _lay_down(self, row: Row | None, old: Store | None) -> Store:
+    def _lay_down(self, row: Row | None, old: Store | None, look: Look) -> Store:
         """Lay down a partial file, with the rows of an older one where there is one."""
         if row is None and old is not None:
             row = _renew(old.layout.row, self._spec)
         spec_file = self._request.spec
         opening = provenance.opening(spec_file, self._spec.folder, self._code)
         layout = Layout(self._spec, self._parameters, row or Row(()))
-        new = store.lay_down(self._partial, layout, opening)
+        new = store.lay_down(self._partial, layout, opening, look=look)
         if old is not None:
             fresh = Store(new, writable=True)
-            fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec))
+            fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec), look)
             fresh.sync()
             fresh.close()
         store.replace(new, self._partial)

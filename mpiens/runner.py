@@ -7,6 +7,7 @@ by ``os._exit``, so that whatever a model does costs its task and not the job.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import pickle
@@ -27,7 +28,18 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mpiens import streams
-from mpiens.child import Cell, Channel, Ended, fork, on_standard_error, watch_parent
+from mpiens.child import (
+    Cell,
+    Channel,
+    Ended,
+    adopt_orphans,
+    children,
+    collect_ended,
+    end_children,
+    fork,
+    on_standard_error,
+    watch_parent,
+)
 from mpiens.model import Model, format_failure
 from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
 from mpiens.row import Row, as_bytes, checksum, describe
@@ -38,6 +50,10 @@ TAIL = 64 << 10  # bytes kept of what a model prints
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
 _MARK = b"\0task %d\0"
+WHERE = signal.SIGUSR2  # a runner prints where it is, and ends
+_OWN = re.compile(  # lines of a crash that lead to the model, and tell nothing of it
+    rf'^ +File "(?:{re.escape(str(Path(__file__).parent))}/|<).*\n', re.MULTILINE
+)
 CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # kinds of frames; the first two go to a runner, the others come from it
 ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
@@ -53,6 +69,7 @@ class Watch:
     ) -> None:
         self._cell = cell
         self._files = {file: _identify(file) for file in files}
+        self._process = os.getpid()
         self._memory = memory
 
     def begin(self, task: int) -> None:
@@ -67,6 +84,8 @@ class Watch:
 
     def end(self) -> None:
         """A task has ended: without its files a runner cannot go on, and says so."""
+        if os.getpid() != self._process:  # a fork of the model's that came back here
+            os._exit(0)
         flush_standard()
         if self._memory is not None:
             unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -180,7 +199,11 @@ class Executor:
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
         flush_standard()  # what it printed is part of what happened
-        failure = Failure(task, attempts, seconds, format_failure(error))
+        text = format_failure(error)
+        limit = self._spec.limits.task_memory
+        if isinstance(error, MemoryError) and limit is not None:
+            text += f"the task may allocate task_memory = {limit} bytes\n"
+        failure = Failure(task, attempts, seconds, text)
         self._send(FAILURE, pickle.dumps(failure))
 
 
@@ -232,10 +255,14 @@ class Process:
         self.output, theirs_out = os.pipe()
         os.set_blocking(self.output, False)
 
+        adopt_orphans()
+        self._others = children()  # an MPI may have some of its own
+
         def body() -> None:
             mine.close()
             os.close(self.output)
             _redirect(theirs_out)
+            _tell_where()
             if self.watching:
                 watch_parent(self.spec.limits.heartbeat)
             serve(Channel(theirs), self.spec, self.shared, self.cell)
@@ -268,17 +295,30 @@ class Process:
         """Return the end of what a task has printed."""
         _, mark, after = bytes(self.tail).rpartition(_MARK % task)
         own = re.split(rb"\0task \d+\0", after if mark else bytes(self.tail))[0]
-        return own.decode(errors="replace")
+        return _OWN.sub("", own.decode(errors="replace"))
 
     def kill(self) -> None:
         """End the runner at once."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
+    def end(self) -> None:
+        """End the runner once it has printed where it is, be it in a C function."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, WHERE)
+
+    def tidy(self) -> None:
+        """Collect what the model started, left alone, and has ended."""
+        collect_ended(self.pid)
+
     def bury(self) -> int:
-        """Collect the dead runner; return its exit code, or minus its signal."""
+        """Collect the dead runner and end what its model has started.
+
+        Returns the runner's exit code, or minus its signal.
+        """
         self._drain()
         _, status = os.waitpid(self.pid, 0)
+        end_children(self._others)
         self.channel.socket.close()
         os.close(self.output)
         return os.waitstatus_to_exitcode(status)
@@ -310,6 +350,7 @@ class Inline:
     def __post_init__(self) -> None:
         self._frames: deque[tuple[int, bytearray]] = deque()
         self._orders: deque[tuple[int, bytes]] = deque()
+        self.pid = os.getpid()
         watch = Watch(self.cell)
         with on_standard_error():
             self._executor = Executor(self.spec, self.shared, self._collect, watch)
@@ -343,6 +384,13 @@ class Inline:
         del task
         return ""
 
+    def tidy(self) -> None:
+        """What the model started is its own affair."""
+
+    def end(self) -> NoReturn:
+        """Not to be had without a process."""
+        raise RuntimeError("a model without a process of its own cannot be ended")
+
     def kill(self) -> NoReturn:
         """Not to be had without a process."""
         raise RuntimeError("a model without a process of its own cannot be ended")
@@ -373,6 +421,17 @@ def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -
     while True:
         obey(executor, *channel.receive())
         flush_standard()
+
+
+def _tell_where() -> None:
+    """Let crashes, and the signal of a supervisor, print the model's lines at last.
+
+    The signal ends the runner from within its handler: a model that went on might take
+    an interrupted call for a finished one.
+    """
+    signal.signal(WHERE, signal.SIG_DFL)
+    faulthandler.enable(file=2)
+    faulthandler.register(WHERE, file=2, chain=True)
 
 
 def flush_standard() -> None:

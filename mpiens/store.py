@@ -14,7 +14,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import journal
+from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError
 from mpiens.layout import DONE, FAILED, FAILURE_BYTES, PENDING, Dataset, Layout
 from mpiens.outcome import Batch, Failure
@@ -37,6 +39,7 @@ PARTIAL = ".partial"
 NEW = ".new"  # a file that is being laid down, and nothing yet
 METADATA = 64 << 10  # bytes, at most, that HDF5 adds beside what is counted
 BLOCK = 4 << 20  # bytes read or filled at once
+LOOK_SECONDS = 0.2  # between two looks around during long work
 FORMAT = 1
 _COLUMNS = ("checksum", "seconds", "attempts", "rank")
 
@@ -171,18 +174,20 @@ class Store:
             row[output.name] = part
         return row
 
-    def broken(self) -> NDArray[np.int64]:
+    def broken(self, look: Look = look_away) -> NDArray[np.int64]:
         """Return the tasks called done whose row does not have its checksum."""
         sums = self.read("/tasks/checksum").reshape(-1)
-        tasks = np.flatnonzero(self.status == DONE)
+        done = np.flatnonzero(self.status == DONE).tolist()
         wrong = [
             task
-            for task in tasks.tolist()
+            for task in _now_and_then(done, look)
             if checksum(self.row(task).tobytes()) != int(sums[task])
         ]
         return np.array(wrong, dtype=np.int64)
 
-    def copy_tasks(self, old: Store, same: Mapping[int, int]) -> None:
+    def copy_tasks(
+        self, old: Store, same: Mapping[int, int], look: Look = look_away
+    ) -> None:
         """Take over finished rows of an older file.
 
         ``same`` maps scenarios of this file to those of the older one.  A row whose
@@ -193,7 +198,8 @@ class Store:
         texts = dict(old.failures())
         before, now = old.layout.spec, self.layout.spec
         for scenario, former in same.items():
-            for replicate in range(min(before.replicates, now.replicates)):
+            both = range(min(before.replicates, now.replicates))
+            for replicate in _now_and_then(both, look):
                 source = before.number(former, replicate)
                 target = now.number(scenario, replicate)
                 state = int(old.status[source])
@@ -312,8 +318,23 @@ def open_file(path: Path, mode: str = "r", comm: Comm | None = None) -> h5py.Fil
         raise SpecError([Fault("", text)], str(path)) from None
 
 
+def _now_and_then(steps: Iterable[int], look: Look) -> Iterator[int]:
+    """Yield the steps of long work, and look around several times a second."""
+    looked = time.monotonic()
+    for step in steps:
+        if (now := time.monotonic()) - looked > LOOK_SECONDS:
+            looked = now
+            look()
+        yield step
+
+
 def lay_down(
-    path: Path, layout: Layout, attributes: Mapping[str, Any], *, slim: bool = False
+    path: Path,
+    layout: Layout,
+    attributes: Mapping[str, Any],
+    *,
+    slim: bool = False,
+    look: Look = look_away,
 ) -> Path:
     """Make the file with all its datasets under a name that says it is new.
 
@@ -323,7 +344,7 @@ def lay_down(
     """
     new = path.with_name(path.name + NEW)
     try:
-        _lay_down(new, layout, attributes, slim)
+        _lay_down(new, layout, attributes, slim, look)
     except BaseException:
         new.unlink(missing_ok=True)  # on a full disk, others need the space
         raise
@@ -331,7 +352,7 @@ def lay_down(
 
 
 def _lay_down(
-    new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool
+    new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool, look: Look
 ) -> None:
     datasets = list(layout.datasets(slim=slim))
     reserve(new, sum(d.nbytes + 4096 for d in datasets) + METADATA)
@@ -348,7 +369,7 @@ def _lay_down(
             _create(file, dataset)
         for dataset in datasets:
             _attach(file, dataset)
-    _reserve(new, datasets)
+    _reserve(new, datasets, look)
 
 
 def _create(file: h5py.File, dataset: Dataset) -> None:
@@ -386,7 +407,7 @@ def _attach(file: h5py.File, dataset: Dataset) -> None:
         item.dims[axis].attach_scale(file[f"/{name}"])
 
 
-def _reserve(path: Path, datasets: list[Dataset]) -> None:
+def _reserve(path: Path, datasets: list[Dataset], look: Look) -> None:
     """Reserve the file's space on disk and fill in what stands for nothing yet."""
     places: dict[str, int] = {}
     with h5py.File(path, "r", locking=False) as file:
@@ -409,16 +430,16 @@ def _reserve(path: Path, datasets: list[Dataset]) -> None:
                 data = np.ascontiguousarray(dataset.data)
                 os.pwrite(handle, data.tobytes(), places[dataset.path])
             elif dataset.fill is not None:
-                _fill(handle, places[dataset.path], dataset)
+                _fill(handle, places[dataset.path], dataset, look)
     finally:
         os.close(handle)
 
 
-def _fill(handle: int, offset: int, dataset: Dataset) -> None:
+def _fill(handle: int, offset: int, dataset: Dataset, look: Look) -> None:
     dtype = np.dtype(dataset.dtype)
     count = min(BLOCK, dataset.nbytes) // dtype.itemsize
     block = np.full(count, dataset.fill, dtype).tobytes()
-    for start in range(0, dataset.nbytes, BLOCK):
+    for start in _now_and_then(range(0, dataset.nbytes, BLOCK), look):
         part = block[: min(BLOCK, dataset.nbytes - start)]
         os.pwrite(handle, part, offset + start)
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
+from mpiens.deadline import Look, Stopped, look_away
 from mpiens.layout import DONE, Layout
 from mpiens.row import Output, checksum
 from mpiens.store import Store, open_file
@@ -110,10 +111,13 @@ class Hyperslabs:
                 raise WriteError(f"{path} does not hold what was written to it")
 
 
-def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> list[int]:
+def summarise_rows(
+    team: Comm, path: Path, layout: Layout, status: Status, look: Look = look_away
+) -> list[int]:
     """Compute the summaries of every task, and check its row.  Collective.
 
-    Returns, on the root, the tasks whose rows do not have their checksums.
+    Returns, on the root, the tasks whose rows do not have their checksums.  Raises
+    Stopped on all ranks where ``look`` does on one.
     """
     done = status.reshape(layout.by_task) == DONE
     size = max(1, layout.row.dtype.itemsize)
@@ -125,7 +129,7 @@ def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> li
     paths = [f"/summary/{output.name}/{kind}" for output, kind in layout.summaries()]
     broken: list[int] = []
     with contextlib.closing(Hyperslabs(team, path)) as file:
-        for slab in _take_turns(team, slabs):
+        for slab in _take_turns(team, slabs, look):
 
             def make(slab: tuple[int, slice] | None = slab) -> Pieces:
                 if slab is None:
@@ -139,8 +143,13 @@ def summarise_rows(team: Comm, path: Path, layout: Layout, status: Status) -> li
     return sorted(task for tasks in found for task in tasks) if found else []
 
 
-def make_bands(team: Comm, path: Path, layout: Layout, status: Status) -> None:
-    """Compute every band, and the mean and deviation beside it.  Collective."""
+def make_bands(
+    team: Comm, path: Path, layout: Layout, status: Status, look: Look = look_away
+) -> None:
+    """Compute every band, and the mean and deviation beside it.  Collective.
+
+    Raises Stopped on all ranks where ``look`` does on one.
+    """
     done = status.reshape(layout.by_task) == DONE
     with contextlib.closing(Hyperslabs(team, path)) as file:
         for output in layout.row.outputs:
@@ -151,7 +160,7 @@ def make_bands(team: Comm, path: Path, layout: Layout, status: Status) -> None:
                 for scenario in range(layout.by_task[0])
                 for part in cut(output.shape, BUDGET // itemsize)
             ]
-            for slab in _take_turns(team, slabs):
+            for slab in _take_turns(team, slabs, look):
                 make = partial(_make_band, file, layout, output, slab, done)
                 file.write([name, f"{name}.mean", f"{name}.std"], make)
 
@@ -221,9 +230,16 @@ def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:
         yield slice(start, min(start + step, shape[0])), *whole
 
 
-def _take_turns(team: Comm, slabs: list[Any]) -> Iterator[Any]:
+def _take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
     """Yield this rank's slabs, and None where others still have one."""
     for first in range(0, len(slabs), team.size):
+        reason = ""
+        try:
+            look()
+        except Stopped as news:
+            reason = str(news)
+        if not team.all_true(not reason):
+            raise Stopped(reason or "another rank was asked to stop")
         index = first + team.rank
         yield slabs[index] if index < len(slabs) else None
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiens.child import Channel, Ended, fork
+from mpiens.child import Channel, Ended, await_child, fork
+from mpiens.deadline import Look, Stopped, look_away
 from mpiens.fault import Fault, SpecError, place
 from mpiens.model import load
 from mpiens.spec import Spec
@@ -103,16 +104,17 @@ def nothing() -> None:
     return
 
 
-def share(comm: Comm, spec: Spec) -> Callable[[], Any]:
+def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     """Load the shared data of a spec once, place it once per node, and return it.
 
-    Collective.  Raises SpecError on all ranks where the loader fails on the root.
+    Collective.  Raises SpecError on all ranks where the loader fails on the root, and
+    Stopped where the root was asked to stop while it waited for it.
     """
     if spec.shared is None:
         return nothing
     source = _Loader(spec) if comm.rank == 0 else None
-    header = comm.bcast(source.header() if source else None)
-    if isinstance(header, SpecError):
+    header = comm.bcast(source.header(look) if source else None)
+    if isinstance(header, Exception):
         raise header
     skeleton, sizes = header
     nbytes = _offsets(list(sizes))[-1]
@@ -154,10 +156,13 @@ class _Loader:
         theirs.close()
         self._channel = Channel(mine)
 
-    def header(self) -> tuple[bytes, tuple[int, ...]] | SpecError:
+    def header(self, look: Look) -> tuple[bytes, tuple[int, ...]] | Exception:
         """Return (skeleton, sizes of the buffers), or what is wrong."""
         try:
+            await_child(self._pid, self._channel, look)
             kind, data = self._channel.receive()
+        except Stopped as news:
+            return news
         except Ended:
             code = self.close()
             text = f"the loader's process ended with code {code} and left nothing"

@@ -11,14 +11,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mpiens.child import Ended
+from mpiens.child import Ended, is_stopped
+from mpiens.heartbeat import Stillness
 from mpiens.outcome import PRINTED, Batch, Description, Failure, Tasks
 from mpiens.row import Row
-from mpiens.runner import BATCH, CLOSED_FILES, DESCRIBE, FAILURE, ROW, TASKS, Runner
+from mpiens.runner import (
+    BATCH,
+    CLOSED_FILES,
+    DESCRIBE,
+    FAILURE,
+    ROW,
+    TASKS,
+    WHERE,
+    Runner,
+)
 from mpiens.spec import Limits
 
 News = tuple[int, bytearray]
 
+LAST_WORDS = 0.3  # seconds in which a task that is ended may say where it was
+LOOK_SECONDS = 1.0  # a supervisor that looked away for longer was held up itself
 START_TRIES = 3  # runners in a row that may end before their first task
 STRAY_KILLS = 3  # kills that mpiens did not send, forgiven to a task beyond retries
 
@@ -37,11 +49,15 @@ class Worker:
     _held: set[int] = field(default_factory=set)  # run, but held back by the runner
     _strays: Counter[int] = field(default_factory=Counter)
     _row: Row | None = None
-    _overdue: bool = False  # we killed the runner, for its task took too long
+    _overdue: tuple[int, float] = (-1, 0.0)  # a task that takes too long, and its start
+    _stopped: bool = False  # we killed the runner, for somebody had stopped it
+    _looked: float = 0.0
+    _away: tuple[int, float, float] = (-1, 0.0, 0.0)  # a task, its start, time forgiven
     _failed_starts: int = 0
 
     def __post_init__(self) -> None:
         self.runner = self.start()
+        self._stillness = Stillness(self.limits.heartbeat)
 
     @property
     def idle(self) -> bool:
@@ -133,24 +149,49 @@ class Worker:
         self._orders.appendleft((np.array(tasks, dtype=np.int64), attempt))
 
     def _watch(self) -> None:
-        """End a runner whose task takes longer than it may."""
-        if self.limits.task_seconds is None or self._overdue:
+        """End a runner that was stopped, or whose task takes longer than it may."""
+        if self._stillness.is_due():
+            self.runner.tidy()
+            if self._stillness.lasts(self.runner.pid):
+                self._stopped = True  # by somebody else: the task is dealt again
+                self.runner.kill()
+        limit = self.limits.task_seconds
+        if limit is None or self._stopped:
             return
-        task, since = self.runner.cell.read()
-        if task >= 0 and time.monotonic() - since > self.limits.task_seconds:
-            self._overdue = True
+        seconds = self._seconds(time.monotonic())
+        if seconds <= limit or is_stopped(self.runner.pid):
+            return
+        if (running := self.runner.cell.read()) != self._overdue:
+            self._overdue = running
+            self.runner.end()
+        elif seconds > limit + LAST_WORDS:
             self.runner.kill()
+
+    def _seconds(self, now: float) -> float:
+        """Return how long the task has run, but for time in which we stood still too.
+
+        A job that was suspended must not lose its tasks when it goes on.
+        """
+        task, since = self.runner.cell.read()
+        gap, self._looked = now - self._looked, now
+        if task < 0:
+            return 0.0
+        before = self._away if self._away[:2] == (task, since) else (task, since, 0.0)
+        forgiven = before[2] + (min(gap, now - since) if gap > LOOK_SECONDS else 0.0)
+        self._away = (task, since, forgiven)
+        return now - since - forgiven
 
     def _recover(self) -> Iterator[News]:
         """Put a new runner in a dead one's place, and blame the task that it ran."""
         task, since = self.runner.cell.read()
         code = self.runner.bury()
         seconds = time.monotonic() - since if task >= 0 else 0.0
-        how = self._tell_end(code)
+        overdue = (task, since) == self._overdue
+        self._stopped = False
+        how = self._tell_end(code, overdue)
         if task not in self._given:
             task = self._blame_start()
-        stray = not self._overdue and -code in (signal.SIGKILL, signal.SIGTERM)
-        self._overdue = False
+        stray = not overdue and -code in (signal.SIGKILL, signal.SIGTERM, WHERE)
         attempt = self._given.pop(task, None)
         for number in sorted(set(self._given.values())):
             self._order_again(
@@ -175,8 +216,8 @@ class Worker:
             return -1
         return next(iter(self._given), -1)
 
-    def _tell_end(self, code: int) -> str:
-        if self._overdue:
+    def _tell_end(self, code: int, overdue: bool) -> str:
+        if overdue:
             limit = self.limits.task_seconds
             return f"the task took longer than task_seconds = {limit} and was ended"
         if code < 0:

@@ -27,7 +27,7 @@ from mpiens.worker import Worker
 if TYPE_CHECKING:
     from mpiens.mpi import Backoff, Comm, Message
 
-# tags of the queue's messages; the first three come from the manager
+# tags of the queue's messages; the first three come from the manager, the last from all
 TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE, TAG_PULSE = range(11, 18)
 _SECONDS = struct.Struct("<d")
 
@@ -89,7 +89,8 @@ def work(
     """Run what the manager deals until it says stop: the loop of all other ranks.
 
     ``unsent`` is news that an earlier root may have missed; it is emptied.  Raises
-    RankLost where another rank has died; the worker goes on all the same.
+    RankLost where another rank has died, and SilentRank where the root has stopped and
+    nobody could end it; the worker goes on all the same.
     """
     deadline, heartbeat = watch.deadline, watch.heartbeat
     while unsent:
@@ -100,10 +101,13 @@ def work(
         busy = False
         while (message := comm.poll()) is not None:
             busy = True
+            heartbeat.hear(message.source)
             if (grace := _obey(message, worker)) is not None:
                 stop = deadline.clock() + grace
         if heartbeat.is_due():
             comm.whisper(0, TAG_PULSE)
+        if heartbeat.silent([0]):
+            raise SilentRank(0)
         if deadline.asked and not asked:
             asked = True
             comm.post(0, TAG_ASK, deadline.reason.encode())
@@ -190,16 +194,21 @@ class Manager:
         An OSError of the sink, such as a full disk, is such a reason: it is kept as
         ``trouble``, and no further news is taken.
         """
+        before, self.comm.on_wait = self.comm.on_wait, self._beat
+        try:
+            return self._run(backoff, unsent)
+        finally:
+            self.comm.on_wait = before
+
+    def _run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
         if self.row is not None:
             self._settle(self.row)
         while unsent:
             news = memoryview(unsent.pop())
             self._hear(0, news[0], news[1:])
-        ending = None
-        while ending is None:
+        while (ending := self._judge()) is None:
             self._deal()
             self._turn(backoff)
-            ending = self._judge()
         grace = GRACE if (left := self.deadline.remaining()) is None else left
         grace = grace if ending is Ending.STOPPED else 0.0
         stop = self.deadline.clock() + grace
@@ -221,6 +230,14 @@ class Manager:
             return Ending.GIVEN_UP
         nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
         return Ending.STOPPED if self.deadline.asked or nothing_fits else None
+
+    def _beat(self) -> None:
+        """Look after the ranks of this node, and let all ranks hear from the root."""
+        heartbeat = self.watch.heartbeat
+        heartbeat.look()
+        if heartbeat.is_due():
+            for rank in range(1, self.comm.size):
+                self.comm.whisper(rank, TAG_PULSE)
 
     def _turn(self, backoff: Backoff) -> None:
         """Hear all news there is, or sleep a little."""

@@ -19,10 +19,8 @@ COUNT = 16
 LEVELS = (0.1, 0.5, 0.9)
 
 MODEL = """
-import ctypes, faulthandler, os, signal, sys, time
+import ctypes, os, signal, sys, time
 import numpy as np
-
-faulthandler.disable()
 
 
 def raises(good):
@@ -114,10 +112,10 @@ REASONS = {
     0: ["in raises\n", "ValueError: no luck at all"],
     1: ["in exits\n", "SystemExit: 5"],
     2: ["exit code 6"],
-    3: ["SIGSEGV"],
-    4: ["task_seconds = 1"],
-    5: ["task_seconds = 1"],
-    6: ["in grows\n", "Unable to allocate"],
+    3: ["SIGSEGV", "in crashes\n"],
+    4: ["task_seconds = 1", "in loops\n"],
+    5: ["task_seconds = 1", "in sleeps_with_the_gil\n"],
+    6: ["in grows\n", "Unable to allocate", "task_memory = 268435456"],
     7: ["'wave' is nan at [2]", "finite"],
     9: ["'wave' has shape (3,)", "shape (5,)"],
     10: ["'wave' is of type <U4"],

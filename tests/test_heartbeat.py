@@ -88,15 +88,32 @@ def test_who_stood_still_himself_judges_nobody(mate: subprocess.Popen[bytes]) ->
     assert heartbeat.silent([1]) == []
 
 
+def listen(heartbeat: Heartbeat, clock: Clock, seconds: float) -> list[int]:
+    """Ask every half a second who is silent, for so long."""
+    silent: list[int] = []
+    for _ in range(int(2 * seconds)):
+        clock.now += 0.5
+        silent = heartbeat.silent([1, 2])
+    return silent
+
+
 def test_a_rank_is_silent_after_some_beats() -> None:
     clock = Clock()
     heartbeat = Heartbeat(2.0, (), clock)
     assert heartbeat.silent([1, 2]) == []
-    clock.now += 2.0 * SILENT
+    assert listen(heartbeat, clock, 2.0 * SILENT) == []
     heartbeat.hear(2)
+    assert listen(heartbeat, clock, 0.5) == [1]
+
+
+def test_who_stood_still_himself_calls_nobody_silent() -> None:
+    clock = Clock()
+    heartbeat = Heartbeat(2.0, (), clock)
     assert heartbeat.silent([1, 2]) == []
-    clock.now += 0.1
-    assert heartbeat.silent([1, 2]) == [1]
+    clock.now += 1000
+    assert heartbeat.silent([1, 2]) == []
+    assert listen(heartbeat, clock, 2.0 * SILENT) == []
+    assert listen(heartbeat, clock, 0.5) == [1, 2]
 
 
 def test_a_beat_is_due_once_in_a_while() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -33,12 +35,11 @@ from mpiens.worker import Worker
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
 MODEL = """
-import ctypes, faulthandler, os, random, signal, subprocess, sys, time
+import ctypes, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-faulthandler.disable()  # pytest's would tell of crashes on the terminal
 
 
 def count(name):
@@ -296,6 +297,117 @@ def test_an_endless_task_is_ended_at_task_seconds(tmp_path: Path, loop: str) -> 
     assert outcome.failures[6].seconds >= 0.4
     assert (tmp_path / "tries").stat().st_size == 2
     assert outcome.values == {t: expected(t) for t in TASKS_ALL if t != 6}
+
+
+@pytest.mark.parametrize(
+    ("fault", "head"),
+    [("ctypes.string_at(0)", "Segmentation fault"), ("time.sleep(99)", "task_seconds")],
+)
+def test_a_crash_and_a_loop_tell_where_in_the_model(
+    tmp_path: Path, fault: str, head: str
+) -> None:
+    spec = make_spec(tmp_path, f"if task == 'b-0':\n    {fault}")
+    text = run(spec, task_seconds=0.4).failures[6].text
+    assert head in text
+    assert f'{spec.ensemble.model.partition(":")[0]}", line' in text
+    assert "in simulate" in text
+    assert "mpiens/runner.py" not in text
+    assert "frozen" not in text
+
+
+def test_a_task_that_is_too_late_is_not_saved_by_the_signal(tmp_path: Path) -> None:
+    # an interrupted sleep in C returns early, and what follows would be wrong
+    spec = make_spec(tmp_path, "if task == 'b-0': ctypes.PyDLL(None).sleep(99)")
+    outcome = run(spec, task_seconds=0.4)
+    assert list(outcome.failures) == [6]
+    assert "longer than task_seconds = 0.4" in outcome.failures[6].text
+
+
+def test_a_gigabyte_printed_is_read_and_forgotten(tmp_path: Path) -> None:
+    body = """
+        if task == 'b-0':
+            for _ in range(1024): os.write(1, bytes(1 << 20))
+            raise ValueError('told')
+    """
+    outcome = run(make_spec(tmp_path, body))
+    assert len(outcome.failures[6].text) < 70_000
+    assert "ValueError: told" in outcome.failures[6].text
+
+
+START = "child = subprocess.Popen(['sh', '-c', 'sleep 1000 & echo $!; wait'], " + (
+    "stdout=subprocess.PIPE); below = child.stdout.readline().decode().strip(); "
+    "(HERE / 'started').write_text(f'{child.pid} {below}')"
+)
+
+
+@pytest.mark.parametrize(
+    "end", ["time.sleep(100)", "os.abort()", "os._exit(3)", "pass", "child.kill()"]
+)
+def test_what_a_model_has_started_ends_with_its_runner(
+    tmp_path: Path, end: str
+) -> None:
+    body = f"if task == 'b-0':\n    {START}\n    {end}"
+    outcome = run(make_spec(tmp_path, body), task_seconds=0.8)
+    assert len(outcome) == 12
+    for pid in (tmp_path / "started").read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_model_may_use_a_pool_of_its_own(tmp_path: Path) -> None:
+    body = """
+        import multiprocessing
+        with multiprocessing.get_context('fork').Pool(2) as pool:
+            value = value + np.array(pool.map(abs, [1, 2, 3, 4]))
+    """
+    spec = make_spec(tmp_path, body)
+    ready = threading.Event()  # as a supervisor does, whose children inherit it
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ready.set())
+    try:
+        outcome = run(spec, tasks=[0, 1])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for task in (0, 1):
+        plain = np.frombuffer(expected(task)[0])
+        assert outcome.values[task][0] == (plain + np.arange(1, 5)).tobytes()
+
+
+def test_a_fork_of_the_model_that_comes_back_does_no_harm(tmp_path: Path) -> None:
+    outcome = run(make_spec(tmp_path, "os.fork()"))
+    assert outcome.values == {task: expected(task) for task in TASKS_ALL}
+
+
+def test_a_runner_that_was_stopped_is_ended_and_its_task_dealt_again(
+    tmp_path: Path,
+) -> None:
+    stop = "os.kill(os.getpid(), signal.SIGSTOP)"
+    spec = make_spec(tmp_path, f"if task == 'a-2' and count('tries') < 2: {stop}")
+    outcome = run(spec, heartbeat=0.3, task_seconds=0.1)
+    assert outcome.values == {task: expected(task) for task in TASKS_ALL}
+    assert outcome.attempts[2] == 2
+
+
+def test_a_job_that_was_suspended_loses_no_task(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, "if task == 'a-2': count('begun'); time.sleep(0.5)")
+    worker = Worker(lambda: Process(spec, nothing), Limits(task_seconds=1))
+    suspended = False
+
+    def step() -> Any:
+        nonlocal suspended
+        if not suspended and (tmp_path / "begun").exists():
+            suspended = True
+            os.kill(worker.runner.pid, signal.SIGSTOP)
+            time.sleep(2)
+            os.kill(worker.runner.pid, signal.SIGCONT)
+        return original()
+
+    original, worker.step = worker.step, step  # type: ignore[method-assign]
+    try:
+        outcome = drive(worker)
+    finally:
+        worker.close()
+    assert suspended
+    assert outcome.values == {task: expected(task) for task in TASKS_ALL}
+    assert set(outcome.attempts.values()) == {1}
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mpiens import ensemble, mpi
+from mpiens.deadline import Deadline
 from mpiens.fault import SpecError
 from mpiens.root import Request
 
@@ -121,11 +122,14 @@ def test_a_run_leaves_a_complete_file_with_the_answer_of_one_rank(
 ) -> None:
     spec = prepare()
     file, alone = spec.with_name("run.h5"), spec.with_name("alone.h5")
-    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
+        == [0] * comm.size
+    )
     assert everyone(file.exists()) == [True] * comm.size
     assert not file.with_name("run.h5.partial").exists()
     if comm.rank == 0:
-        ensemble.run(mpi.alone(), Request(spec, alone))
+        ensemble.run(mpi.alone(), Request(spec, alone), Deadline())
     everyone(None)
     assert digest(file) == digest(alone)
 
@@ -137,7 +141,7 @@ def test_a_run_with_failed_tasks_says_so_on_all_ranks(
     limits = f'[limits]\nisolation = "{isolation}"\n[parameters]\nfails = true\n'
     spec = prepare(("[sweep]", f"{limits}\n[sweep]"))
     file = spec.with_name("run.h5")
-    codes = everyone(lambda: ensemble.run(comm, Request(spec, file)))
+    codes = everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
     assert codes == [3] * comm.size
 
 
@@ -146,10 +150,16 @@ def test_a_complete_file_is_left_as_it_is(
 ) -> None:
     spec = prepare()
     file = spec.with_name("run.h5")
-    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
+        == [0] * comm.size
+    )
     everyone(None)
     before = file.read_bytes()
-    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
+        == [0] * comm.size
+    )
     assert file.read_bytes() == before
     assert executions(file) == 60
 
@@ -159,13 +169,19 @@ def test_a_file_grows_by_what_is_new(
 ) -> None:
     small = prepare()
     file = small.with_name("run.h5")
-    assert everyone(lambda: ensemble.run(comm, Request(small, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(small, file), Deadline()))
+        == [0] * comm.size
+    )
     words = [("replicates = 30", "replicates = 33"), ("[2.0, 5.0]", "[1.0, 5.0, 2.0]")]
     large = prepare(*words, name="large")
-    assert everyone(lambda: ensemble.run(comm, Request(large, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(large, file), Deadline()))
+        == [0] * comm.size
+    )
     assert everyone(executions(file)) == [99] * comm.size
     whole = file.with_name("whole.h5")
-    codes = everyone(lambda: ensemble.run(comm, Request(large, whole)))
+    codes = everyone(lambda: ensemble.run(comm, Request(large, whole), Deadline()))
     assert codes == [0] * comm.size
     assert digest(file) == digest(whole)
 
@@ -176,9 +192,12 @@ def test_a_row_that_broke_on_the_disk_is_run_again(
     text = '[ensemble]\nmodel = "model.py:spoil"\nreplicates = 3\nseed = 3\n'
     spec = prepare((SPEC, text))
     file, sound = spec.with_name("run.h5"), spec.with_name("sound.h5")
-    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
+        == [0] * comm.size
+    )
     assert everyone(spec.with_name("spoilt").exists()) == [True] * comm.size
-    codes = everyone(lambda: ensemble.run(comm, Request(spec, sound)))
+    codes = everyone(lambda: ensemble.run(comm, Request(spec, sound), Deadline()))
     assert codes == [0] * comm.size
     assert digest(file) == digest(sound)
 
@@ -201,7 +220,7 @@ def test_a_wrong_spec_is_told_on_all_ranks_before_any_task(
     change, words = WRONG[wrong]
     spec = prepare(change)
     file = spec.with_name("run.h5")
-    errors = everyone(lambda: ensemble.run(comm, Request(spec, file)))
+    errors = everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
     assert [type(error) for error in errors] == [SpecError] * comm.size
     assert len({str(error) for error in errors}) == 1
     assert all(word in str(errors[0]) for word in words)
@@ -213,7 +232,7 @@ def test_a_spec_that_is_not_there_is_told_on_all_ranks(
     comm: mpi.Comm, everyone: Everyone, common_path: Path
 ) -> None:
     request = Request(common_path / "none.toml", common_path / "run.h5")
-    errors = everyone(lambda: ensemble.run(comm, request))
+    errors = everyone(lambda: ensemble.run(comm, request, Deadline()))
     assert [type(error) for error in errors] == [SpecError] * comm.size
     assert all("cannot be read" in str(error) for error in errors)
 
@@ -236,10 +255,13 @@ def test_a_file_that_cannot_be_written_is_trouble_on_all_ranks(
 
     def act() -> int:
         with pytest.raises(Trouble, match="no space left") as told:
-            ensemble.run(comm, Request(spec, file))
+            ensemble.run(comm, Request(spec, file), Deadline())
         return told.value.code
 
     assert everyone(act) == [STOPPED_EARLY] * comm.size
     assert not file.exists()
     monkeypatch.undo()
-    assert everyone(lambda: ensemble.run(comm, Request(spec, file))) == [0] * comm.size
+    assert (
+        everyone(lambda: ensemble.run(comm, Request(spec, file), Deadline()))
+        == [0] * comm.size
+    )
