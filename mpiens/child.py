@@ -33,6 +33,15 @@ class Ended(Exception):  # noqa: N818  (it is news, not an error)
     """The other end of the socket has gone."""
 
 
+class ChildDied(SpecError):  # noqa: N818  (it is news of a process)
+    """A child ended and left no answer: with an exit code, or minus a signal."""
+
+    def __init__(self, code: int) -> None:
+        text = f"importing the model ended its process with code {code}"
+        super().__init__([Fault(place("ensemble", "model"), text)])
+        self.code = code
+
+
 class Channel:
     """Frames over a socket; a reader that never blocks, a writer that may."""
 
@@ -141,7 +150,8 @@ def fork(body: Callable[[], None]) -> int:
 def ask_child(question: Callable[[], Any], look: Look = look_away) -> Any:
     """Return what a function returns in a child process, or raise its SpecError.
 
-    For what runs a user's code before any runner does: it leaves nothing behind here.
+    For what runs a user's code where no runner does: it leaves nothing behind here.
+    Raises ChildDied where the code ended the process.
     """
     mine, theirs = socket.socketpair()
 
@@ -162,9 +172,7 @@ def ask_child(question: Callable[[], Any], look: Look = look_away) -> Any:
         _, data = channel.receive()
     except Ended:
         _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        text = f"importing the model ended its process with code {code}"
-        raise SpecError([Fault(place("ensemble", "model"), text)]) from None
+        raise ChildDied(os.waitstatus_to_exitcode(status)) from None
     finally:
         mine.close()
     os.waitpid(pid, 0)

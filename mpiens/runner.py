@@ -423,6 +423,23 @@ def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -
         flush_standard()
 
 
+def tell_end(code: int) -> str:
+    """Say how a model's process ended: an exit code, or minus a signal."""
+    if code < 0:
+        name = f"signal {-code}"
+        with suppress(ValueError):  # real-time signals have no name
+            name = signal.Signals(-code).name
+        return f"the model's process was ended by {name}"
+    if code == CLOSED_FILES:
+        return "the model closed files that are not its own, and its process ended"
+    return f"the model ended its own process with exit code {code}"
+
+
+def tell_overdue(limit: float | None) -> str:
+    """Say that a task took too long."""
+    return f"the task took longer than task_seconds = {limit} and was ended"
+
+
 def _tell_where() -> None:
     """Let crashes, and the signal of a supervisor, print the model's lines at last.
 

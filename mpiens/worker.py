@@ -17,13 +17,14 @@ from mpiens.outcome import PRINTED, Batch, Description, Failure, Tasks
 from mpiens.row import Row
 from mpiens.runner import (
     BATCH,
-    CLOSED_FILES,
     DESCRIBE,
     FAILURE,
     ROW,
     TASKS,
     WHERE,
     Runner,
+    tell_end,
+    tell_overdue,
 )
 from mpiens.spec import Limits
 
@@ -188,7 +189,7 @@ class Worker:
         seconds = time.monotonic() - since if task >= 0 else 0.0
         overdue = (task, since) == self._overdue
         self._stopped = False
-        how = self._tell_end(code, overdue)
+        how = tell_overdue(self.limits.task_seconds) if overdue else tell_end(code)
         if task not in self._given:
             task = self._blame_start()
         stray = not overdue and -code in (signal.SIGKILL, signal.SIGTERM, WHERE)
@@ -215,14 +216,3 @@ class Worker:
         if self._failed_starts < START_TRIES:
             return -1
         return next(iter(self._given), -1)
-
-    def _tell_end(self, code: int, overdue: bool) -> str:
-        if overdue:
-            limit = self.limits.task_seconds
-            return f"the task took longer than task_seconds = {limit} and was ended"
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"the model's process was ended by {name}"
-        if code == CLOSED_FILES:
-            return "the model closed files that are not its own, and its process ended"
-        return f"the model ended its own process with exit code {code}"

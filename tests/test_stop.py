@@ -258,3 +258,83 @@ def test_ranks_that_were_lost_are_started_again(job: Job, undisturbed: str) -> N
     assert len(job.begun()) <= TASKS + 16 * 3  # but for what was in flight
     assert job.digest() == undisturbed
     assert launch.orphans() == []
+
+
+LOADING = """
+import os
+import time
+
+
+def load():
+    with open("loading", "w") as file:
+        print(os.getpid(), file=file)
+    time.sleep(100)
+
+
+def simulate(rng, shared):
+    return {"luck": rng.normal()}
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "launcher"])
+def test_a_stop_while_shared_data_is_loaded_is_heard(
+    launcher: Launcher, how: str
+) -> None:
+    write(launcher.folder, "model.py", LOADING)
+    spec = '[ensemble]\nmodel = "model.py:simulate"\nreplicates = 3\nseed = 1\n'
+    write(launcher.folder, "sweep.toml", spec + '[shared]\nloader = "model.py:load"\n')
+    words = ["-n", "2"] if how == "launcher" else []
+    launch = launcher.start([sys.executable, "-m", "mpiens", "sweep.toml", *words])
+    wait_until((launcher.folder / "loading").exists)
+    since = time.monotonic()
+    send([launch.process.pid], signal.SIGTERM)
+    launch.wait(LIMIT)
+    assert time.monotonic() - since < 10
+    assert launch.code == 75, launch.errors
+    [line] = [text for text in launch.errors.splitlines() if "mpiens" in text]
+    assert re.fullmatch(
+        r"mpiens: stopped early \(.*\): what is finished is kept; run the same command "
+        "again to go on",
+        line,
+    )
+    assert launch.orphans() == []
+
+
+# the slow scenario comes first, and its tasks are known to take two seconds
+UNEVEN = """
+import os
+import time
+
+
+def simulate(rng, *, pause):
+    log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"begin {pause} 0 0\\n".encode())
+    time.sleep(pause / 100)
+    return {"luck": rng.normal()}
+"""
+
+
+def test_what_earlier_runs_took_tells_what_will_not_fit(launcher: Launcher) -> None:
+    write(launcher.folder, "model.py", UNEVEN)
+    spec = """
+        [ensemble]
+        model = "model.py:simulate"
+        replicates = 1
+        seed = 1
+        [scenarios.slow]
+        pause = 200
+        [scenarios.quick]
+        pause = 1
+        """
+    write(launcher.folder, "sweep.toml", spec)
+    job = Job(launcher)
+    command = [sys.executable, "-m", "mpiens", "sweep.toml"]
+    assert launcher.run(command).code == 0
+    write(launcher.folder, "sweep.toml", spec.replace("= 1\n", "= 8\n", 1))
+    before = len(job.log("begin"))
+    end = int(time.time()) + MARGIN + 2  # less than the slow ones would need
+    launch = launcher.start(command, SLURM_JOB_END_TIME=str(end))
+    assert launch.wait(LIMIT).code == 75, launch.errors
+    begun = [pause for pause, _, _ in job.log("begin")[before:]]
+    assert begun == [1] * 7
+    assert launcher.mpiens("sweep.toml").code == 0

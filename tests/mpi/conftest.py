@@ -46,7 +46,11 @@ def limit(terminal: int) -> Iterator[None]:
 def comm() -> Iterator[mpi.Comm]:
     """All ranks, in a communicator that no other test has left messages in."""
     raw = mpi.MPI.COMM_WORLD.Dup()
-    yield mpi.Comm(raw)
+    own = mpi.Comm(raw)
+    yield own
+    mpi.MPI.COMM_WORLD.Barrier()
+    while own.poll() is not None:
+        pass  # heartbeats that came after their hearer had gone
     raw.Free()
 
 

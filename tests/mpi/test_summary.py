@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpiens import mpi, store, summary
+from mpiens.deadline import Stopped
 from mpiens.layout import DONE, PENDING, Layout
 from mpiens.outcome import RECORD, Batch
 from mpiens.reader import decode
@@ -281,6 +282,27 @@ def test_what_was_not_written_is_found_before_the_file_is_closed(
     assert "/bands/curve.mean does not hold" in str(errors[0])
     # else the garbage collector closes it some day, and waits for the other ranks
     assert everyone(count_open_files()) == [0] * comm.size
+
+
+@pytest.mark.parametrize("make", [summary.summarise_rows, summary.make_bands])
+def test_a_stop_that_one_rank_hears_of_stops_all(
+    team: mpi.Comm | None, everyone: Everyone, file: Path, make: Any
+) -> None:
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        if team is not None and team.rank == team.size - 1 and len(looks) == 2:
+            raise Stopped("SIGTERM was received")
+
+    def act() -> Any:
+        return make(team, *scene(file), look) if team else None
+
+    answers = [answer for answer in everyone(act) if answer is not None]
+    assert {type(answer) for answer in answers} == {Stopped}
+    assert "SIGTERM was received" in {str(answer) for answer in answers}
+    assert everyone(count_open_files()) == [0] * len(everyone(0))
+    everyone(lambda: make(team, *scene(file)) if team else None)  # and nothing is hurt
 
 
 def count_open_files() -> int:

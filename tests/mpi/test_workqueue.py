@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ import pytest
 
 from mpiens import mpi
 from mpiens.deadline import Deadline
-from mpiens.heartbeat import Heartbeat
+from mpiens.heartbeat import SILENT, Heartbeat
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
 from mpiens.row import Described, Row, checksum, settle
@@ -24,7 +25,7 @@ from mpiens.runner import Inline, Process
 from mpiens.spec import Limits, Spec
 from mpiens.window import nothing
 from mpiens.worker import Worker
-from mpiens.workqueue import Ending, Manager, Watch, work
+from mpiens.workqueue import Ending, Manager, SilentRank, Watch, work
 
 Everyone = Callable[[Any], list[Any]]
 
@@ -276,3 +277,60 @@ def test_a_task_is_tried_again_under_the_same_stream(
         drawn = kept.rows[replicate]["draw"].hex()
         log = (common_path / str(replicate)).read_text()
         assert log == f"{drawn}\n" * tries
+
+
+def test_a_root_that_is_silent_and_that_nobody_could_end_is_given_up(
+    comm: mpi.Comm, everyone: Everyone, common_path: Path
+) -> None:
+    spec = bare_spec(comm, common_path)
+    worker = Worker(lambda: Inline(spec, nothing), Limits())
+
+    def act() -> str:
+        if comm.rank == 0:
+            return "silent"  # as one that is stopped
+        watch = Watch(Deadline(), Heartbeat(0.5))
+        try:
+            work(comm, worker, watch, mpi.Backoff(), [])
+        except SilentRank as news:
+            return str(news)
+        return "ended"
+
+    told = ["silent"] + ["rank 0 has not answered for a long time"] * (comm.size - 1)
+    assert everyone(act) == told
+
+
+def test_a_root_that_is_busy_lets_the_others_hear(
+    comm: mpi.Comm, everyone: Everyone, common_path: Path
+) -> None:
+    spec = bare_spec(comm, common_path)
+    beat = 0.6
+
+    @dataclass
+    class Busy(Kept):
+        def settle(self, described: Described | None) -> Row:
+            end = time.monotonic() + 1.5 * SILENT * beat
+            while time.monotonic() < end:  # it lays down a large file
+                comm.look()
+                time.sleep(0.01)
+            return super().settle(described)
+
+    watch = Watch(Deadline(), Heartbeat(beat))
+    with contextlib.closing(Worker(lambda: Process(spec, nothing), Limits())) as worker:
+        if comm.rank == 0:
+            claims: list[list[int]] = [[] for _ in range(comm.size)]
+            order = np.arange(spec.tasks)
+            manager = Manager(comm, worker, Busy(spec), watch, order, None, claims)
+            ended = manager.run(mpi.Backoff(), []) is Ending.COMPLETE
+        else:
+            work(comm, worker, watch, mpi.Backoff(), [])
+            ended = True
+    assert all(everyone(ended))
+
+
+def bare_spec(comm: mpi.Comm, folder: Path) -> Spec:
+    """A spec of one scenario, whose model every rank can find."""
+    if comm.rank == 0:
+        (folder / "models.py").write_text(f"FOLDER = {str(folder)!r}\n" + MODELS)
+    comm.raw.Barrier()
+    text = '[ensemble]\nmodel = "models.py:draws"\nreplicates = 12\nseed = 11\n'
+    return decode(text, f"{folder}/sweep.toml").require()
