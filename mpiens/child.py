@@ -235,6 +235,12 @@ def end_children(but: set[int]) -> None:
                 os.waitpid(pid, 0)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child has ended; it is left to be collected."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, pid, flags) is not None
+
+
 def collect_ended(but: int) -> None:
     """Collect adopted children that have ended by themselves."""
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT

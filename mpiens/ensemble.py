@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
 from mpiens.root import STOPPED_EARLY, Request, Root, Trouble
 from mpiens.runner import Inline, Process, Runner
-from mpiens.spec import Spec
+from mpiens.spec import Limits, Spec
 from mpiens.worker import Worker
 from mpiens.workqueue import (
     TAG_NEWS,
@@ -39,7 +39,8 @@ class Seat:
     root: Root | None = None
     begun: bool = False  # the root, whoever that was, has looked at the file
     shared: Callable[[], Any] | None = None
-    heartbeat: Heartbeat | None = None
+    heartbeat: Heartbeat = field(default_factory=lambda: Heartbeat(Limits().heartbeat))
+    lone: bool = False  # the only rank of its node, and not of the job
     worker: Worker | None = None
     unsent: list[bytes] = field(default_factory=list)
 
@@ -47,22 +48,29 @@ class Seat:
         """Return this rank's worker, started at the first call."""
         if self.worker is None:
             shared = self.shared or window.nothing
-            lone = self.heartbeat is not None and not self.heartbeat.mates
             start: Callable[[], Runner] = partial(Inline, spec, shared)
             if spec.limits.isolation == "process":
-                start = partial(Process, spec, shared, watching=lone)
+                start = partial(Process, spec, shared, watching=self.lone)
             self.worker = Worker(start, spec.limits)
         return self.worker
 
-    def find_heartbeat(self, comm: mpi.Comm, spec: Spec) -> Heartbeat:
-        """Return who looks after the ranks of this node.  Collective."""
-        if comm.size == 1:
-            return Heartbeat(spec.limits.heartbeat)
-        node = comm.node()
-        pids = node.bcast(node.gather(os.getpid()))
-        mates = tuple(pid for pid in pids if pid != os.getpid())
-        self.heartbeat = Heartbeat(spec.limits.heartbeat, mates)
-        return self.heartbeat
+    def look_after_mates(self, comm: mpi.Comm) -> None:
+        """Find the ranks of this node, and watch over them while waiting.  Collective.
+
+        Until the spec is known with its heartbeat the default is that.
+        """
+        mates: tuple[int, ...] = ()
+        if comm.size > 1:
+            node = comm.node()
+            pids = node.bcast(node.gather(os.getpid()))
+            mates = tuple(pid for pid in pids if pid != os.getpid())
+            self.lone = not mates
+        self.set_heartbeat(comm, Heartbeat(Limits().heartbeat, mates))
+
+    def set_heartbeat(self, comm: mpi.Comm, heartbeat: Heartbeat) -> None:
+        """Let others be watched over, while waiting, at this pace."""
+        self.heartbeat = heartbeat
+        comm.on_wait = heartbeat.look
 
     def look(self, comm: mpi.Comm) -> None:
         """Called now and then in long work: raises Stopped or RankLost."""
@@ -98,6 +106,7 @@ def run(comm: mpi.Comm, request: Request, deadline: Deadline) -> int:
 
 
 def _run(comm: mpi.Comm, seat: Seat) -> int:
+    seat.look_after_mates(comm)
     look = partial(seat.look, comm)
     if comm.rank == 0 and seat.root is None:
         seat.root = Root(seat.request, look)
@@ -106,7 +115,8 @@ def _run(comm: mpi.Comm, seat: Seat) -> int:
     spec = _tell_all(comm, prepare)
     seat.begun = True
     if spec is not None:  # else there is nothing left to do
-        comm.on_wait = seat.find_heartbeat(comm, spec).look
+        pace = replace(seat.heartbeat, seconds=spec.limits.heartbeat)
+        seat.set_heartbeat(comm, pace)
         if not comm.all_true(seat.shared is not None):
             seat.shared = _share(comm, spec, look)
         complete = False
@@ -146,7 +156,7 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
         seat.unsent.clear()
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
     backoff = mpi.Backoff()
-    watch = Watch(seat.deadline, seat.heartbeat or Heartbeat(spec.limits.heartbeat))
+    watch = Watch(seat.deadline, seat.heartbeat)
     try:
         if root is None or claims is None:
             work(comm, worker, watch, backoff, seat.unsent)

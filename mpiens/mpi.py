@@ -28,7 +28,8 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
-START_PATIENCE = 20  # seconds for MPI_Init, and a tenth more for every rank
+START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for every rank
+OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
 SHORT, LONG = 20e-6, 10e-3  # seconds slept between two looks, at first and at most
@@ -215,7 +216,7 @@ class Comm:
     def node(self) -> Comm:
         """Return the communicator of the ranks that share this node's memory."""
         split = self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        return Comm(MPI.Intracomm(split), self.tolerant)
+        return Comm(MPI.Intracomm(split), self.tolerant, self.on_wait)
 
     @_noticing
     def leaders(self, node: Comm) -> Comm | None:
@@ -224,7 +225,7 @@ class Comm:
         split = self.raw.Split(color, key=self.rank)
         if split == MPI.COMM_NULL:
             return None
-        return Comm(MPI.Intracomm(split), self.tolerant)
+        return Comm(MPI.Intracomm(split), self.tolerant, self.on_wait)
 
     @_noticing
     def allocate_shared(self, nbytes: int) -> memoryview:
@@ -298,8 +299,9 @@ def start() -> Comm:
     if not MPI.Is_initialized():
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-        if _wants_tolerance():  # a rank that dies in here would hang all the others
-            signal.alarm(START_PATIENCE + _launched_size() // 10)
+        # a rank that dies or stops in here would hang all the others
+        patience = START_PATIENCE if _wants_tolerance() else OTHER_PATIENCE
+        signal.alarm(patience + _launched_size() // 10)
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
     signal.alarm(0)
@@ -319,12 +321,11 @@ def alone() -> Comm:
 
 def finish(comm: Comm, code: int) -> None:
     """End MPI in good order; under fault tolerance this does not return."""
-    if not comm.tolerant:
-        MPI.Finalize()
-        return
     with contextlib.suppress(RankLost):
-        comm.barrier()
-    leave(code)  # MPI_Finalize may hang for ever once a rank has failed
+        comm.barrier()  # MPI_Finalize would wait as well, but not politely
+    if comm.tolerant:
+        leave(code)  # MPI_Finalize may hang for ever once a rank has failed
+    MPI.Finalize()
 
 
 def leave(code: int) -> NoReturn:

@@ -37,6 +37,7 @@ from mpiens.child import (
     collect_ended,
     end_children,
     fork,
+    has_ended,
     on_standard_error,
     watch_parent,
 )
@@ -281,8 +282,12 @@ class Process:
     def poll(self) -> list[tuple[int, bytearray]]:
         """Return the runner's frames; Ended when it has gone."""
         self._drain()
+        # not told by the socket alone: a fork of the model's may hold it open
+        gone = has_ended(self.pid)
         frames = self.channel.poll()
         self._drain()  # what was printed before a frame was sent has come before it
+        if gone and not frames:
+            raise Ended
         return frames
 
     def wait(self, seconds: float) -> None:

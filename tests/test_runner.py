@@ -371,6 +371,17 @@ def test_a_model_may_use_a_pool_of_its_own(tmp_path: Path) -> None:
         assert outcome.values[task][0] == (plain + np.arange(1, 5)).tobytes()
 
 
+def test_a_fork_of_the_model_that_stays_hides_no_death(tmp_path: Path) -> None:
+    body = """
+        if task == 'a-1' and os.fork() == 0: time.sleep(1000)
+        if task == 'a-3': os._exit(3)
+    """
+    outcome = run(make_spec(tmp_path, body))
+    assert list(outcome.failures) == [3]
+    assert "exit code 3" in outcome.failures[3].text
+    assert len(outcome.values) == 11
+
+
 def test_a_fork_of_the_model_that_comes_back_does_no_harm(tmp_path: Path) -> None:
     outcome = run(make_spec(tmp_path, "os.fork()"))
     assert outcome.values == {task: expected(task) for task in TASKS_ALL}
