@@ -185,6 +185,7 @@ class Manager:
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
         self.deadline = self.watch.deadline
         self.trouble: OSError | None = None
+        self._stopping = False  # the others have been told, and may be gone
         self._described: dict[int, Described] = {}
         self._undecided: deque[int] = deque(sorted(self._open))
 
@@ -209,6 +210,7 @@ class Manager:
         while (ending := self._judge()) is None:
             self._deal()
             self._turn(backoff)
+        self._stopping = True
         grace = GRACE if (left := self.deadline.remaining()) is None else left
         grace = grace if ending is Ending.STOPPED else 0.0
         stop = self.deadline.clock() + grace
@@ -323,7 +325,8 @@ class Manager:
     def _settle(self, row: Row) -> None:
         self.row = row
         data = pickle.dumps(row)
-        for rank in range(1, self.comm.size):
+        # after a stop others may have gone, and would never receive it
+        for rank in () if self._stopping else range(1, self.comm.size):
             self.comm.post(rank, TAG_ROW, data)
         self.worker.settle(row)
         for known in self._ranks:

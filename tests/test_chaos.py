@@ -129,7 +129,10 @@ class Chaos:
             launch = self.start()
             if number < COMMANDS - 2:  # the last ones are left in peace
                 self.disturb(launch)
-            launch.wait(LIMIT)
+            try:
+                launch.wait(LIMIT)
+            except pytest.fail.Exception as news:
+                pytest.fail(f"seed {self.seed}: {self.told}\n{news}")
             orphans = launch.orphans()
             assert not orphans, (self.seed, self.told, orphans)
             self.told.append(f"code {launch.code}")

@@ -327,6 +327,40 @@ def test_a_root_that_is_busy_lets_the_others_hear(
     assert all(everyone(ended))
 
 
+def test_a_stop_before_any_layout_is_known_holds_up_nobody(
+    comm: mpi.Comm, everyone: Everyone, common_path: Path
+) -> None:
+    spec = bare_spec(comm, common_path)
+    kept = Kept(spec)
+    deadline = Deadline()
+
+    class Asked(Deadline):
+        """Asks for a stop once it has been looked at so often: tasks are under way."""
+
+        looks = 0
+
+        @property
+        def asked(self) -> bool:
+            self.looks += 1
+            if self.looks == 2:
+                self.ask("the test says so")
+            return super().asked
+
+    watch = Watch(Asked() if comm.rank == 0 else deadline, Heartbeat(30.0))
+    with contextlib.closing(Worker(lambda: Process(spec, nothing), Limits())) as worker:
+        if comm.rank == 0:
+            claims: list[list[int]] = [[] for _ in range(comm.size)]
+            order = np.arange(spec.tasks)
+            manager = Manager(comm, worker, kept, watch, order, None, claims)
+            ended = manager.run(mpi.Backoff(), []) is Ending.STOPPED
+        else:
+            work(comm, worker, watch, mpi.Backoff(), [])
+            ended = True
+    assert all(everyone(ended))
+    # what the root itself had begun is kept all the same
+    assert 0 in everyone(sorted(kept.rows))[0]
+
+
 def bare_spec(comm: mpi.Comm, folder: Path) -> Spec:
     """A spec of one scenario, whose model every rank can find."""
     if comm.rank == 0:
