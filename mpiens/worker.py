@@ -91,6 +91,7 @@ class Worker:
     def settle(self, row: Row) -> None:
         """Take the layout of rows, which releases results held back for it."""
         self._row = row
+        self._held.clear()
         self.runner.send(ROW, pickle.dumps(row))
 
     def step(self) -> Iterator[News]:
