@@ -65,7 +65,8 @@ class Trouble(Exception):  # noqa: N818  (the world's, nobody's error)
         number = error.errno
         if number is None and (told := re.search(r"errno = (\d+)", str(error))):
             number = int(told[1])  # HDF5 tells it within a dump of its own
-        passing = number in (None, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        passing = number in (None, errno.EIO, *full)
         what = str(error) if number is None else os.strerror(number)
         where = f"{error.filename}: " if error.filename else "the result file: "
         way = (

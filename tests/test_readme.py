@@ -57,3 +57,14 @@ def test_no_link_is_broken(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_every_fault_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.endswith(("| test |", "--- |"))]
+    for row in rows:
+        assert re.search(r"\| `[\w/]+\.py::test_\w+` \|$", row), row
+    for file, name in re.findall(r"`([\w/]+\.py)::(test_\w+)`", page):
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"\ndef {name}(" in source, f"{file}::{name}"
