@@ -10,19 +10,23 @@ for _name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR"):
 
 import argparse  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
+from typing import Any  # noqa: E402
 
 from mpiens import __version__  # noqa: E402
 from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
+from mpiens.shard import Shard, default_file  # noqa: E402
 
 USAGE = """\
 mpiens SPEC.toml [options]              run it, or go on with it
        mpiens check SPEC.toml                  all faults of a spec, else the plan
        mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
        mpiens show FILE                        the answer as a table, CSV or JSON
-       mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit"""
+       mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
+       mpiens merge FILE... -o FILE            shards of one ensemble become one file"""
 WRONG_INPUT, STOPPED_EARLY = 2, 75
 
 
@@ -56,19 +60,39 @@ def _run(options: argparse.Namespace) -> int:
     mpi = _load_mpi()
     from mpiens import ensemble, root  # noqa: PLC0415
 
-    try:
-        comm = mpi.start()
-    except mpi.LaunchError as error:
-        raise SpecError([Fault("", str(error))]) from error
     request = root.Request(
         spec=options.spec,
         output=options.output,
         fresh=options.fresh,
         retry_failed=options.retry_failed,
         accept_model_change=options.accept_model_change,
+        shard=options.shard,
     )
+    return _together(mpi, ensemble.run, request, deadline)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    deadline = Deadline.of(os.environ)
+    deadline.listen()
+    mpi = _load_mpi()
+    from mpiens import ensemble, merge  # noqa: PLC0415
+
+    sources = merge.Sources(tuple(options.files), options.output, options.fresh)
+    return _together(mpi, ensemble.merge, sources, deadline)
+
+
+def _together(
+    mpi: ModuleType, act: Callable[..., int], request: Any, deadline: Deadline
+) -> int:
+    """Do something on all ranks, end them in good order, and return the exit code."""
+    from mpiens import root  # noqa: PLC0415
+
     try:
-        code = ensemble.run(comm, request, deadline)
+        comm = mpi.start()
+    except mpi.LaunchError as error:
+        raise SpecError([Fault("", str(error))]) from error
+    try:
+        code = act(comm, request, deadline)
         if comm.rank == 0 and code in (0, 3):
             _print_table(request.file)
     except SpecError as error:
@@ -105,7 +129,7 @@ def _launch(options: argparse.Namespace) -> int:
     except mpi.LaunchError as error:
         raise SpecError([Fault("", str(error))]) from error
     words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
-    file = options.output or Path(f"{options.spec.stem}.h5")
+    file = options.output or default_file(options.spec, options.shard)
     return launch.Launch([*command, *words], environment, file).run()
 
 
@@ -181,6 +205,12 @@ def _run_parser() -> argparse.ArgumentParser:
         help="start N ranks on this machine by the installed mpiexec",
     )
     parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="run every N-th task only, from the I-th; mpiens merge joins the files",
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="start over, even over a complete file"
     )
     parser.add_argument(
@@ -232,6 +262,23 @@ def _replay_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _merge_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens merge",
+        description="Merge shards into one file, alone or under srun or mpirun; where "
+        "tasks are missing it stays partial, and what to run is told.",
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument(
+        *("-o", "--output"), type=Path, metavar="FILE", required=True, help="the result"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="replace a file that is there"
+    )
+    parser.set_defaults(act=_merge)
+    return parser
+
+
 def _show_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mpiens show", description="Show a result file, complete or not."
@@ -252,11 +299,19 @@ def _positive(text: str) -> int:
     return number
 
 
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 _COMMANDS = {
     "check": _check_parser,
     "try": _try_parser,
     "show": _show_parser,
     "replay": _replay_parser,
+    "merge": _merge_parser,
 }
 
 if __name__ == "__main__":

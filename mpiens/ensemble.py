@@ -15,6 +15,7 @@ from mpiens import mpi, summary, window
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
+from mpiens.merge import Merger, Sources
 from mpiens.root import STOPPED_EARLY, Request, Root, Trouble
 from mpiens.runner import Inline, Process, Runner
 from mpiens.spec import Limits, Spec
@@ -34,7 +35,6 @@ from mpiens.workqueue import (
 class Seat:
     """What a rank keeps while others are lost: shared data, its worker, its news."""
 
-    request: Request
     deadline: Deadline
     root: Root | None = None
     begun: bool = False  # the root, whoever that was, has looked at the file
@@ -94,22 +94,45 @@ def run(comm: mpi.Comm, request: Request, deadline: Deadline) -> int:
     rank where the user's input is wrong, and Trouble where the file system has failed
     or a stop has interrupted long work beside the tasks.
     """
-    seat = Seat(request, deadline)
+    seat = Seat(deadline)
     try:
         while True:
             try:
-                return _run(comm, seat)
+                return _run(comm, seat, request)
             except mpi.RankLost:
                 _survive(comm, seat)
     finally:
         seat.leave()
 
 
-def _run(comm: mpi.Comm, seat: Seat) -> int:
+def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
+    """Merge shards into one file; return the exit code.  Collective.
+
+    Raises SpecError on every rank where the files are not of one ensemble, and Trouble
+    where the file system has failed or a stop has interrupted the work.
+    """
+    seat = Seat(deadline)
+    root = Merger(sources, partial(seat.look, comm)) if comm.rank == 0 else None
+    try:
+        seat.look_after_mates(comm)
+        whole = _tell_all(comm, partial(root.prepare, comm.size) if root else None)
+        if _tell_all(comm, root.has_begun if root else None):
+            look = partial(seat.look, comm)
+            if not (whole and _conclude(comm, root, look)):
+                return int(_tell_all(comm, root.pause if root else None))
+        return int(_tell_all(comm, root.finish if root else None))
+    except mpi.RankLost as news:
+        raise Trouble.stopped(Stopped("a rank was lost")) from news
+    finally:
+        if root is not None:
+            root.release()
+
+
+def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
     seat.look_after_mates(comm)
     look = partial(seat.look, comm)
     if comm.rank == 0 and seat.root is None:
-        seat.root = Root(seat.request, look)
+        seat.root = Root(request, look)
     root = seat.root
     prepare = partial(root.prepare, comm.size, seat.begun) if root else None
     spec = _tell_all(comm, prepare)
@@ -124,7 +147,10 @@ def _run(comm: mpi.Comm, seat: Seat) -> int:
             ending = _simulate(comm, spec, seat)
             if _tell_all(comm, partial(root.ends, ending) if root else None):
                 return int(_tell_all(comm, root.pause if root else None))
-            complete = _conclude(comm, root, look)
+            if request.shard is None:
+                complete = _conclude(comm, root, look)
+            else:  # what is made of all rows is made when shards are merged
+                complete = _tell_all(comm, partial(_check, root) if root else None)
     return int(_tell_all(comm, root.finish if root else None))
 
 
@@ -161,7 +187,8 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
         if root is None or claims is None:
             work(comm, worker, watch, backoff, seat.unsent)
             return None
-        manager = Manager(comm, worker, root, watch, root.pending, root.row, claims)
+        tasks = root.pending, root.row, claims, root.scouts
+        manager = Manager(comm, worker, root, watch, *tasks)
         ending = manager.run(backoff, seat.unsent)
     except SilentRank as news:
         text = "what is finished is kept; run the same command again"
@@ -171,7 +198,12 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     return ending
 
 
-def _conclude(comm: mpi.Comm, root: Root | None, look: Look) -> bool:
+def _check(root: Root) -> bool:
+    """Check the rows of a shard; False where some proved broken, to be run again."""
+    return not root.redo(root.check_rows())
+
+
+def _conclude(comm: mpi.Comm, root: Root | Merger | None, look: Look) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again."""
     scene = (*_tell_all(comm, root.scene if root else None), look)
     broken = _together(comm, root, summary.summarise_rows, scene)
@@ -182,7 +214,10 @@ def _conclude(comm: mpi.Comm, root: Root | None, look: Look) -> bool:
 
 
 def _together(
-    comm: mpi.Comm, root: Root | None, make: Callable[..., Any], scene: tuple[Any, ...]
+    comm: mpi.Comm,
+    root: Root | Merger | None,
+    make: Callable[..., Any],
+    scene: tuple[Any, ...],
 ) -> Any:
     """Let all ranks do something through parallel HDF5, or the root where it is none.
 

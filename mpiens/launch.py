@@ -16,7 +16,6 @@ from types import FrameType
 from mpiens.child import die_with
 from mpiens.deadline import BEGUN, STOP_FILE
 from mpiens.fault import SpecError
-from mpiens.layout import PENDING
 from mpiens.progress import tell_terminals
 from mpiens.store import PARTIAL, Store
 
@@ -98,4 +97,4 @@ class Launch:
         except SpecError:
             return 0
         store.close()
-        return int((store.status != PENDING).sum())
+        return store.finished

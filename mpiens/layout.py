@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpiens.bands import METHOD
 from mpiens.row import Output, Row
+from mpiens.shard import Shard
 from mpiens.spec import Spec, to_text
 
 PENDING, DONE, FAILED, UNUSED = range(4)
@@ -49,6 +50,7 @@ class Layout:
     spec: Spec
     parameters: Mapping[str, tuple[Any, ...]]
     row: Row
+    shard: Shard | None = None  # rows of its own tasks only, and nothing made of them
 
     @property
     def by_task(self) -> tuple[int, int]:
@@ -84,8 +86,9 @@ class Layout:
         yield from self._coordinates()
         yield from self._parameters()
         yield from self._tasks()
-        yield from self._bands()
-        yield from self._summaries()
+        if self.shard is None:
+            yield from self._bands()
+            yield from self._summaries()
         yield from self._series(slim)
 
     def _coordinates(self) -> Iterator[Dataset]:

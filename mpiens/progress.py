@@ -47,9 +47,10 @@ class Tally:
         """Return the state in one line."""
         left = self.left()
         ready = self.done + self.finished
+        share = 100 * ready / self.total if self.total else 100
         return ", ".join(
             [
-                f"{ready} of {self.total} tasks ({100 * ready / self.total:.0f}%)",
+                f"{ready} of {self.total} tasks ({share:.0f}%)",
                 f"{self.failed} failed",
                 f"{self.rate():,.0f} tasks/min",
                 f"ranks {100 * self.utilisation():.0f}% busy",

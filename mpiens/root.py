@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from mpiens.outcome import Batch, Failure, Tasks
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import locate_faults, read
 from mpiens.row import Described, Row, settle
+from mpiens.shard import Shard, default_file
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
 from mpiens.workqueue import Ending
@@ -41,11 +43,12 @@ class Request:
     fresh: bool = False
     retry_failed: bool = False
     accept_model_change: bool = False
+    shard: Shard | None = None
 
     @property
     def file(self) -> Path:
         """The result file."""
-        return self.output or Path(f"{self.spec.stem}.h5")
+        return self.output or default_file(self.spec, self.shard)
 
 
 class Trouble(Exception):  # noqa: N818  (the world's, nobody's error)
@@ -111,10 +114,12 @@ class Root:
     @property
     def pending(self) -> Tasks:
         """The tasks to be run, in the order in which they are to be dealt."""
-        if self._store is None:
-            tasks = np.arange(self._spec.tasks)
-        else:
+        if self._store is not None:
             tasks = np.flatnonzero(self._store.status == PENDING)
+        elif self._request.shard is not None:
+            tasks = self.scouts[self._request.shard.owns(self.scouts)]
+        else:
+            tasks = self.scouts
         if self._costs is not None:
             scenarios = tasks // self._spec.replicates
             longest_first = np.argsort(-self._costs[scenarios], kind="stable")
@@ -122,6 +127,14 @@ class Root:
                 longest_first = np.r_[0, longest_first[longest_first != 0]]
             tasks = tasks[longest_first]
         return tasks.astype(np.int64)
+
+    @property
+    def scouts(self) -> Tasks:
+        """The tasks of which the first that succeeds settles the layout, in order.
+
+        They are the whole ensemble's, so that all shards agree.
+        """
+        return np.arange(self._spec.tasks)
 
     def prepare(self, ranks: int, again: bool) -> Spec | None:
         """Read the spec and find out what is left to do; None where nothing is.
@@ -167,8 +180,8 @@ class Root:
 
     def begin(self) -> bool:
         """The first task is about to be dealt; whether the layout is known."""
-        done = 0 if self._store is None else int((self._store.status != PENDING).sum())
-        self._tally = Tally(self._spec.tasks, done, self._ranks)
+        done = 0 if self._store is None else self._store.finished
+        self._tally = Tally(done + len(self.pending), done, self._ranks)
         if self._store is not None:
             self._tally.failed_before = int((self._store.status == FAILED).sum())
         self._spent = np.zeros((len(self._spec.scenarios), 2))
@@ -197,13 +210,21 @@ class Root:
         return row
 
     def write(self, batch: Batch, rank: int) -> None:
-        """Keep finished tasks."""
+        """Keep finished tasks, but for those of other shards."""
+        if (shard := self._request.shard) is not None:
+            own = shard.owns(batch.records["task"])
+            batch = Batch(batch.records[own], batch.rows[own])
+            if not own.any():
+                return
         self._file.write(batch, rank)
         self._spend(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task, with all that is needed to look into it."""
+        shard = self._request.shard
+        if shard is not None and not shard.owns(np.array(failure.task)):
+            return
         failure = dataclasses.replace(failure, text=self._describe(failure))
         if self._store is None:
             self._early.append((failure, rank))
@@ -230,7 +251,7 @@ class Root:
         """Show progress where it is time to; whether the run is hopeless."""
         self._progress.update(self._running)
         failed = self._running.failed_before + self._running.failed
-        return failed > self._spec.most_failed
+        return failed > self._spec.most_failed(self._running.total)
 
     def ends(self, ending: Ending | None) -> bool:
         """Whether the run ends before its file is complete."""
@@ -246,7 +267,8 @@ class Root:
         if self._store is not None:
             self._store.sync()
             self._store.close()
-        ready = f"{tally.done + tally.finished:,} of {tally.total:,} tasks are done"
+        kept = self._store.finished if self._store else 0
+        ready = f"{kept:,} of {tally.total:,} tasks are done"
         if self._ending is Ending.GIVEN_UP:
             failed = tally.failed_before + tally.failed
             text = (
@@ -259,6 +281,13 @@ class Root:
         text = f"stopped early ({self._reason}): {ready} and kept"
         print(f"mpiens: {text}; run the same command again to go on", file=sys.stderr)
         return STOPPED_EARLY
+
+    def check_rows(self) -> list[int]:
+        """Return the tasks of a shard whose rows are not what was written."""
+        self._progress.close(self._running)
+        self._file.sync()
+        broken: list[int] = self._file.broken(self._look).tolist()
+        return broken
 
     def scene(self) -> tuple[Path, Layout, Any]:
         """Return what all ranks need to make bands; every row is on the disk now."""
@@ -283,25 +312,13 @@ class Root:
             self._file.close()
             return SOME_FAILED if failed else COMPLETE
         file = self._file
-        summary.compare(file)
         failed = int((file.status == FAILED).sum())
         closing = {
             "spec": self._spec.to_json(),
             "model_code": self._code,
-            "digest": file.digest(),
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
-        path = file.path
-        if all(output.keep for output in file.layout.row.outputs):
-            file.complete(closing)
-        else:  # a new file beside the old one, which stays as it is
-            path = self._slim(file)
-            store.set_attributes(path, closing)
-        file.close()
-        store.replace(path, self._request.file)
-        journal.forget(self._partial)
-        if path != self._partial:
-            self._partial.unlink()
+        complete(file, self._request.file, closing)
         tally = self._tally
         print(
             f"mpiens: {tally.total:,} tasks, {failed} failed, "
@@ -405,7 +422,11 @@ class Root:
             text = f"its code has changed since {old.path} was begun; "
             text += "use --accept-model-change to go on all the same, or --fresh"
             faults.append(Fault(place("ensemble", "model"), text))
+        if before.shard != self._request.shard:
+            what = f"is shard {before.shard}" if before.shard else "is no shard"
+            faults.append(Fault("", f"{old.path} {what}{ways}"))
         dropped = [o.name for o in before.row.outputs if not o.keep]
+        dropped = [] if before.shard else dropped
         if change.relays and dropped and "digest" in old.attributes:
             text = f"rows of {dropped[0]!r} were not kept, so {old.path} cannot grow"
             faults.append(Fault(place(f"outputs.{dropped[0]}", "keep"), text + ways))
@@ -420,7 +441,8 @@ class Root:
             row = _renew(old.layout.row, self._spec)
         spec_file = self._request.spec
         opening = provenance.opening(spec_file, self._spec.folder, self._code)
-        layout = Layout(self._spec, self._parameters, row or Row(()))
+        shard = self._request.shard
+        layout = Layout(self._spec, self._parameters, row or Row(()), shard)
         new = store.lay_down(self._partial, layout, opening, look=look)
         if old is not None:
             fresh = Store(new, writable=True)
@@ -430,18 +452,40 @@ class Root:
         store.replace(new, self._partial)
         return Store(self._partial, writable=True)
 
-    def _slim(self, file: Store) -> Path:
-        """Copy the file without the rows that are not kept."""
-        attributes = Store(file.path).attributes
-        own = ("mpiens_format", "spec", "outputs", "parameter_names")
-        rest = {name: v for name, v in attributes.items() if name not in own}
-        layout = dataclasses.replace(file.layout, spec=self._spec)
-        new = store.lay_down(self._request.file, layout, rest, slim=True)
-        slim = Store(new, writable=True)
-        slim.copy_all(file)
-        slim.sync()
-        slim.close()
-        return new
+
+def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
+    """Finish a file whose rows and bands are there: digest, attributes, and its name.
+
+    A shard keeps all rows, until it is merged.
+    """
+    layout = file.layout
+    if layout.shard is None:
+        summary.compare(file)
+    closing = {**closing, "digest": file.digest()}
+    path = file.path
+    if layout.shard is not None or all(output.keep for output in layout.row.outputs):
+        file.complete(closing)
+    else:  # a new file beside the old one, which stays as it is
+        path = _slim(file, target)
+        store.set_attributes(path, closing)
+    file.close()
+    store.replace(path, target)
+    journal.forget(file.path)
+    if path != file.path:
+        file.path.unlink()
+
+
+def _slim(file: Store, target: Path) -> Path:
+    """Copy a file without the rows that are not kept."""
+    attributes = Store(file.path).attributes
+    own = ("mpiens_format", "spec", "outputs", "parameter_names")
+    rest = {name: v for name, v in attributes.items() if name not in own}
+    new = store.lay_down(target, file.layout, rest, slim=True)
+    slim = Store(new, writable=True)
+    slim.copy_all(file)
+    slim.sync()
+    slim.close()
+    return new
 
 
 def _learn_costs(old: Store, spec: Spec) -> Any:

@@ -136,13 +136,12 @@ class Spec:
         """Whether every scenario meets the same streams."""
         return self.ensemble.pairing == "common"
 
-    @property
-    def most_failed(self) -> float:
-        """How many tasks may fail before a run is given up."""
+    def most_failed(self, tasks: int) -> float:
+        """Return how many of a run's tasks may fail before it is given up."""
         most = self.limits.max_failed
         if most is None:
             return float("inf")
-        return most if isinstance(most, int) else most * self.tasks
+        return most if isinstance(most, int) else most * tasks
 
     def locate(self, task: int) -> tuple[int, int]:
         """Return the (scenario, replicate) of a task, both counted from 0."""

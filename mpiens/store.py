@@ -27,10 +27,19 @@ from numpy.typing import NDArray
 from mpiens import journal
 from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError
-from mpiens.layout import DONE, FAILED, FAILURE_BYTES, PENDING, Dataset, Layout
+from mpiens.layout import (
+    DONE,
+    FAILED,
+    FAILURE_BYTES,
+    PENDING,
+    UNUSED,
+    Dataset,
+    Layout,
+)
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
 from mpiens.row import Output, Row, as_bytes, checksum
+from mpiens.shard import Shard
 
 if TYPE_CHECKING:
     from mpiens.mpi import Comm
@@ -75,6 +84,11 @@ class Store:
         flags = os.O_RDWR if writable else os.O_RDONLY
         self._file = os.open(path, flags | os.O_CLOEXEC)
         self.status = self.read("/tasks/status").reshape(-1)
+
+    @property
+    def finished(self) -> int:
+        """How many tasks are done or have failed."""
+        return int(np.isin(self.status, (DONE, FAILED)).sum())
 
     def close(self) -> None:
         """Give the file back."""
@@ -193,31 +207,45 @@ class Store:
         ``same`` maps scenarios of this file to those of the older one.  A row whose
         checksum does not hold is left out, hence run again.
         """
-        sums = old.read("/tasks/checksum").reshape(-1)
+        before, now = old.layout.spec, self.layout.spec
+        both = range(min(before.replicates, now.replicates))
+        pairs = {
+            before.number(former, replicate): now.number(scenario, replicate)
+            for scenario, former in same.items()
+            for replicate in both
+        }
+        self.take(old, pairs, look)
+
+    def take(
+        self, old: Store, pairs: Mapping[int, int], look: Look = look_away
+    ) -> list[int]:
+        """Take over finished tasks: ``pairs`` maps the other file's to this one's.
+
+        Tasks that are not this file's own are left out.  Returns those of the other
+        file that are left out since their rows do not have their checksums.
+        """
         columns = {name: old.read(f"/tasks/{name}").reshape(-1) for name in _COLUMNS}
         texts = dict(old.failures())
-        before, now = old.layout.spec, self.layout.spec
-        for scenario, former in same.items():
-            both = range(min(before.replicates, now.replicates))
-            for replicate in _now_and_then(both, look):
-                source = before.number(former, replicate)
-                target = now.number(scenario, replicate)
-                state = int(old.status[source])
-                if state == DONE:
-                    row = old.row(source)
-                    if checksum(row.tobytes()) != int(sums[source]):
-                        continue
-                    for output in self.layout.row.outputs:
-                        path = f"/series/{output.name}"
-                        self._write_tasks(path, target, row[output.name])
-                elif state != FAILED:
+        broken = []
+        for source in _now_and_then(pairs, look):
+            target, state = pairs[source], int(old.status[source])
+            if state not in (DONE, FAILED) or self.status[target] == UNUSED:
+                continue
+            if state == DONE:
+                row = old.row(source)
+                if checksum(row.tobytes()) != int(columns["checksum"][source]):
+                    broken.append(source)
                     continue
-                for name in _COLUMNS:
-                    value = columns[name][source : source + 1]
-                    self._write_tasks(f"/tasks/{name}", target, value)
-                if source in texts:
-                    self.write_failure(target, texts[source])
-                self._set_status(target, 1, state)
+                for output in self.layout.row.outputs:
+                    path = f"/series/{output.name}"
+                    self._write_tasks(path, target, row[output.name])
+            for name in _COLUMNS:
+                value = columns[name][source : source + 1]
+                self._write_tasks(f"/tasks/{name}", target, value)
+            if source in texts:
+                self.write_failure(target, texts[source])
+            self._set_status(target, 1, state)
+        return broken
 
     def copy_all(self, old: Store) -> None:
         """Take over every dataset of another file with the same layout."""
@@ -355,7 +383,8 @@ def _lay_down(
     new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool, look: Look
 ) -> None:
     datasets = list(layout.datasets(slim=slim))
-    reserve(new, sum(d.nbytes + 4096 for d in datasets) + METADATA)
+    needed = sum(d.nbytes + 4096 for d in datasets if not _is_sparse(d, layout))
+    reserve(new, needed + METADATA)
     with h5py.File(new, "w", locking=False) as file:
         file.attrs["mpiens_format"] = FORMAT
         file.attrs["spec"] = layout.spec.to_json()
@@ -363,13 +392,20 @@ def _lay_down(
             [dataclasses.asdict(o) for o in layout.row.outputs]
         )
         file.attrs["parameter_names"] = json.dumps(list(layout.parameters))
+        if layout.shard is not None:
+            file.attrs["shard"] = str(layout.shard)
         for name, value in attributes.items():
             file.attrs[name] = value
         for dataset in datasets:
             _create(file, dataset)
         for dataset in datasets:
             _attach(file, dataset)
-    _reserve(new, datasets, look)
+    _reserve(new, datasets, layout, look)
+
+
+def _is_sparse(dataset: Dataset, layout: Layout) -> bool:
+    """Whether most of a dataset stays a hole in the file: a shard's rows."""
+    return layout.shard is not None and dataset.path.startswith("/series/")
 
 
 def _create(file: h5py.File, dataset: Dataset) -> None:
@@ -407,8 +443,12 @@ def _attach(file: h5py.File, dataset: Dataset) -> None:
         item.dims[axis].attach_scale(file[f"/{name}"])
 
 
-def _reserve(path: Path, datasets: list[Dataset], look: Look) -> None:
-    """Reserve the file's space on disk and fill in what stands for nothing yet."""
+def _reserve(path: Path, datasets: list[Dataset], layout: Layout, look: Look) -> None:
+    """Reserve the file's space on disk and fill in what stands for nothing yet.
+
+    Of a shard's rows only room for its share is asked for: it is not reserved, since
+    the other shards' places stay holes.
+    """
     places: dict[str, int] = {}
     with h5py.File(path, "r", locking=False) as file:
         for dataset in datasets:
@@ -417,14 +457,20 @@ def _reserve(path: Path, datasets: list[Dataset], look: Look) -> None:
                 places[dataset.path] = offset
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        size = os.fstat(handle).st_size
-        try:
-            os.posix_fallocate(handle, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        if layout.shard is None:
+            size = os.fstat(handle).st_size
+            _allocate(handle, 0, size)
+        else:
+            own = sum(d.nbytes for d in datasets if _is_sparse(d, layout))
+            free = os.fstatvfs(handle)
+            if own // layout.shard.count > free.f_bavail * free.f_frsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            tasks = np.arange(layout.spec.tasks)
+            status = np.where(layout.shard.owns(tasks), PENDING, UNUSED)
+            own_status = status.astype(np.uint8).tobytes()
+            os.pwrite(handle, own_status, places["/tasks/status"])
         for dataset in datasets:
-            if dataset.path not in places:
+            if dataset.path not in places or _is_sparse(dataset, layout):
                 continue
             if dataset.data is not None:
                 data = np.ascontiguousarray(dataset.data)
@@ -459,7 +505,10 @@ def _read_layout(file: h5py.File) -> Layout:
         values = item.asstr()[:] if text else item[:]
         parameters[name] = tuple(json.loads(v) if text else v.item() for v in values)
     order = json.loads(file.attrs["parameter_names"])
-    return Layout(spec, {n: parameters[n] for n in order}, Row(tuple(outputs)))
+    told = file.attrs.get("shard")
+    shard = Shard.parse(told) if told else None
+    own = {n: parameters[n] for n in order}
+    return Layout(spec, own, Row(tuple(outputs)), shard)
 
 
 def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:
@@ -477,13 +526,21 @@ def reserve(path: Path, nbytes: int) -> None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     size = os.fstat(handle).st_size
     try:
-        os.posix_fallocate(handle, size, nbytes)
-    except OSError as error:
+        _allocate(handle, size, nbytes)
+    except OSError:
         os.ftruncate(handle, size)
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
+        raise
     finally:
         os.close(handle)
+
+
+def _allocate(handle: int, offset: int, nbytes: int) -> None:
+    """Reserve space; a file system that cannot do that is taken as it is."""
+    try:
+        os.posix_fallocate(handle, offset, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def replace(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
-from mpiens.layout import DONE, FAILED
+from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.row import Output
@@ -75,6 +75,7 @@ class Table:
         self._levels = store.layout.spec.bands.levels
         self.digest: str | None = store.attributes.get("digest")
         shape = store.layout.by_task
+        self._total = int((store.status != UNUSED).sum())
         self._done = store.status.reshape(shape) == DONE
         self._failed = store.status.reshape(shape) == FAILED
         self.entries = list(self._make_entries())
@@ -82,7 +83,7 @@ class Table:
     def to_json(self) -> str:
         """Return one JSON object; what has no value is null."""
         done, failed = int(self._done.sum()), int(self._failed.sum())
-        pending = self._store.status.size - done - failed
+        pending = self._total - done - failed
         document = {
             "complete": self.digest is not None,
             "digest": self.digest,
@@ -167,7 +168,9 @@ class Table:
     def _remarks(self) -> Iterator[str]:
         attributes = self._store.attributes
         done, failed = int(self._done.sum()), int(self._failed.sum())
-        total = self._store.status.size
+        total = self._total
+        if self._layout.shard:
+            yield f"shard {self._layout.shard}: mpiens merge joins it with the others"
         state = "complete" if self.digest else "incomplete; the same command goes on"
         yield f"{done:,} of {total:,} tasks done, {failed} failed: {state}"
         spec = self._layout.spec
@@ -223,7 +226,7 @@ class Table:
 
     def _samples(self, name: str, kind: str) -> Floats:
         """Return a summary of every task (scenario, replicate), NaN where none is."""
-        if self.digest is not None:
+        if self.digest is not None and self._layout.shard is None:
             return self._store.read(f"/summary/{name}/{kind}")
         values = np.full(self._layout.by_task, np.nan)
         output = self._layout.output(name)

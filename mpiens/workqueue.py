@@ -174,12 +174,13 @@ class Manager:
     pending: Tasks
     row: Row | None
     claims: list[list[int]]  # by rank: tasks dealt by a manager before this one
+    scouts: Tasks | None = None  # those that may settle the layout, if not the pending
 
     def __post_init__(self) -> None:
         self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
         self._open = set(self.pending.tolist())
-        claimed = [task for tasks in self.claims for task in tasks]
-        self.pending = self.pending[~np.isin(self.pending, claimed)]
+        self._claimed = {task for tasks in self.claims for task in tasks}
+        self.pending = self.pending[~np.isin(self.pending, list(self._claimed))]
         self._seconds = 0.0
         self._finished = 0
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
@@ -187,7 +188,8 @@ class Manager:
         self.trouble: OSError | None = None
         self._stopping = False  # the others have been told, and may be gone
         self._described: dict[int, Described] = {}
-        self._undecided: deque[int] = deque(sorted(self._open))
+        scouts = self.pending if self.scouts is None else self.scouts
+        self._undecided: deque[int] = deque(sorted(scouts.tolist()))
 
     def run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
         """Deal until every task is finished, or there is a reason to stop.
@@ -204,6 +206,7 @@ class Manager:
     def _run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
         if self.row is not None:
             self._settle(self.row)
+        self._scout()
         while unsent:
             news = memoryview(unsent.pop())
             self._hear(0, news[0], news[1:])
@@ -319,8 +322,18 @@ class Manager:
             if described:
                 self._settle(self.sink.settle(described))
             self._undecided.popleft()
+            self._scout()
         if self.row is None:
             self._settle(self.sink.settle(None))
+
+    def _scout(self) -> None:
+        """Deal the task next that decides the layout, be it another shard's."""
+        if self.row is None and self._undecided:
+            head = self._undecided[0]
+            if head not in self._open:
+                self._open.add(head)
+                if head not in self._claimed:
+                    self.pending = np.r_[head, self.pending]
 
     def _settle(self, row: Row) -> None:
         self.row = row

@@ -161,10 +161,12 @@ class Chaos:
             with suppress(Exception):
                 launch.process.wait(pause)
             [(whom, number)] = self.dice.choices([*FAULTS], [*FAULTS.values()])
-            # who stops before there is a queue is noticed by the default heartbeat only
+            # before there is a queue who stops is noticed by the default heartbeat,
+            # and who leaves by KeyboardInterrupt, under MPICH, after minutes only
             early = not (self.launcher.folder / "begun").exists()
+            patient = number in (signal.SIGSTOP, signal.SIGINT) and early
             victims = sorted(find(launch, whom))
-            if not victims or (number == signal.SIGSTOP and early):
+            if not victims or patient:
                 continue
             if whom != "all":
                 victims = [self.dice.choice(victims)]

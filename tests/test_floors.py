@@ -17,12 +17,21 @@ import mpiens
 FLOORS = {
     "ground": [
         *("fault", "expression", "spec", "reader", "streams", "bands", "row"),
-        *("outcome", "layout", "growth", "deadline", "progress", "provenance"),
+        *("outcome", "shard", "layout", "growth", "deadline", "progress", "provenance"),
     ],
     "seams": ["mpi", "child", "model", "runner"],
     "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "journal", "store"],
     "stories": [
-        *("summary", "plan", "foreground", "table", "root", "ensemble", "launch"),
+        *(
+            "summary",
+            "plan",
+            "foreground",
+            "table",
+            "root",
+            "merge",
+            "ensemble",
+            "launch",
+        ),
     ],
     "roof": ["__main__"],
 }
