@@ -31,6 +31,7 @@ from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for every rank
 OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
+FAREWELL = 15  # seconds that tolerant ranks wait for each other at the very end
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
 SHORT, LONG = 20e-6, 10e-3  # seconds slept between two looks, at first and at most
 
@@ -163,9 +164,9 @@ class Comm:
             backoff.sleep()
 
     @_noticing
-    def barrier(self) -> None:
-        """Wait for all."""
-        self._wait(self.raw.Ibarrier())
+    def barrier(self, limit: float = float("inf")) -> None:
+        """Wait for all, or until so many seconds have passed."""
+        self._wait(self.raw.Ibarrier(), limit)
 
     @_noticing
     def bcast(self, value: Any = None) -> Any:
@@ -272,9 +273,10 @@ class Comm:
         self.raw.Recv([data, MPI.BYTE], message.source, message.tag)
         return message
 
-    def _wait(self, request: MPI.Request) -> None:
+    def _wait(self, request: MPI.Request, limit: float = float("inf")) -> None:
         backoff = Backoff()
-        while not request.Test():
+        end = time.monotonic() + limit
+        while not request.Test() and time.monotonic() < end:
             self._look_around()
             backoff.sleep()
 
@@ -321,10 +323,13 @@ def alone() -> Comm:
 
 def finish(comm: Comm, code: int) -> None:
     """End MPI in good order; under fault tolerance this does not return."""
-    with contextlib.suppress(RankLost):
-        comm.barrier()  # MPI_Finalize would wait as well, but not politely
     if comm.tolerant:
-        leave(code)  # MPI_Finalize may hang for ever once a rank has failed
+        # MPI_Finalize may hang for ever once a rank has failed; and of a rank that left
+        # just now not everybody hears, so that nobody waits for long
+        with contextlib.suppress(RankLost):
+            comm.barrier(FAREWELL)
+        leave(code)
+    comm.barrier()  # MPI_Finalize would wait as well, but not politely
     MPI.Finalize()
 
 
