@@ -60,7 +60,7 @@ def simulate(rng, scenario, replicate):
         while True:
             pass
     if mood == 10 and os.fork() == 0:
-        time.sleep(1000)
+        time.sleep(2)
     return good
 """
 
