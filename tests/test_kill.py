@@ -132,7 +132,8 @@ class Job:
     def executed(self) -> list[Execution]:
         """Return every start of a task so far, in order."""
         log = self.launcher.folder / "executed"
-        lines = log.read_text().splitlines() if log.exists() else []
+        text = log.read_text() if log.exists() else ""
+        lines = text.split("\n")[:-1]  # the last one may be under way
         return [Execution(*map(int, line.split())) for line in lines]
 
     def begun(self) -> set[int]:

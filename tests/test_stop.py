@@ -90,7 +90,7 @@ class Job:
     def log(self, what: str) -> list[list[int]]:
         """Return (replicate, supervisor, rank) of the lines that begin with a word."""
         path = self.launcher.folder / "log"
-        lines = [line.split() for line in path.read_text().splitlines()]
+        lines = [line.split() for line in path.read_text().split("\n")[:-1]]
         return [[int(word) for word in line[-3:]] for line in lines if line[0] == what]
 
     def begun(self) -> list[int]:
