@@ -234,7 +234,8 @@ class Manager:
         if self.sink.tick():
             return Ending.GIVEN_UP
         nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
-        return Ending.STOPPED if self.deadline.asked or nothing_fits else None
+        over = self.deadline.asked or self.deadline.remaining() == 0
+        return Ending.STOPPED if over or nothing_fits else None
 
     def _beat(self) -> None:
         """Look after the ranks of this node, and let all ranks hear from the root."""
@@ -352,16 +353,23 @@ class Manager:
             dealt = False
             for number, rank in enumerate(self._ranks):
                 if len(self.pending) and self._wants(rank):
-                    self._leave_out()
+                    if not self._leave_out():
+                        return
                     self._deal_range(number, rank)
                     dealt = True
 
-    def _leave_out(self) -> None:
-        """Take tasks off that the remaining time will not hold; it only gets less."""
+    def _leave_out(self) -> bool:
+        """Take tasks off for good that the remaining time will not hold.
+
+        False, and all are left, while Slurm is asked whether the job's end has moved.
+        """
         remaining = self.deadline.remaining()
         if remaining is not None:
             too_long = self.sink.expect(self.pending) > remaining
+            if too_long.any() and self.deadline.doubt():
+                return False
             self.pending = self.pending[~too_long]
+        return True
 
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
