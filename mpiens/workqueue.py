@@ -363,13 +363,17 @@ class Manager:
 
         False, and all are left, while Slurm is asked whether the job's end has moved.
         """
-        remaining = self.deadline.remaining()
-        if remaining is not None:
-            too_long = self.sink.expect(self.pending) > remaining
-            if too_long.any() and self.deadline.doubt():
+        if self.deadline.remaining() is not None and self._too_long().any():
+            if self.deadline.doubt():
                 return False
-            self.pending = self.pending[~too_long]
+            self.pending = self.pending[~self._too_long()]  # by what is known now
         return True
+
+    def _too_long(self) -> NDArray[np.bool_]:
+        """Tell of every pending task whether the remaining time will not hold it."""
+        remaining = self.deadline.remaining()
+        limit = np.inf if remaining is None else remaining
+        return np.asarray(self.sink.expect(self.pending) > limit)
 
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
