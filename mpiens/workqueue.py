@@ -331,7 +331,7 @@ class Manager:
         """Deal the task next that decides the layout, be it another shard's."""
         if self.row is None and self._undecided:
             head = self._undecided[0]
-            if head not in self._open:
+            if head not in self._open and head not in self._described:
                 self._open.add(head)
                 if head not in self._claimed:
                     self.pending = np.r_[head, self.pending]
