@@ -33,6 +33,9 @@ _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.1  # what a range should take
 AHEAD_SECONDS = 0.25  # ranges shorter than this are dealt one ahead of need
+LATE = (
+    5.0  # seconds, of the deadline's margin, for tasks that take longer than expected
+)
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 
@@ -214,7 +217,8 @@ class Manager:
             self._deal()
             self._turn(backoff)
         self._stopping = True
-        grace = GRACE if (left := self.deadline.remaining()) is None else left
+        left = self.deadline.remaining()
+        grace = GRACE if left is None else max(left, LATE)
         grace = grace if ending is Ending.STOPPED else 0.0
         stop = self.deadline.clock() + grace
         for rank in range(1, self.comm.size):

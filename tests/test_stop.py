@@ -265,7 +265,7 @@ def test_one_rank_asks_slurm_for_the_end_of_a_job(
     job: Job, undisturbed: str, ranks: int
 ) -> None:
     end = int(time.time()) + MARGIN + 6
-    job.slow_down(0.4, 0.9)
+    job.slow_down(0.6, 0.6)
     launch = start_under_slurm(job, ranks, end)
     done = assert_stopped(job, launch.wait(LIMIT), "the job's time is nearly over")
     assert time.time() < end
