@@ -142,7 +142,9 @@ def _without_ranks(words: list[str]) -> list[str]:
 def _check(options: argparse.Namespace) -> int:
     from mpiens import plan  # noqa: PLC0415
 
-    print("\n".join(plan.check(options.spec, options.output).lines()))
+    found = plan.check(options.spec, options.output)
+    print("\n".join(found.lines()))
+    found.refuse()
     return 0
 
 

@@ -82,6 +82,7 @@ class Seat:
         if self.worker is not None:
             self.worker.close()
             self.worker = None
+        self.deadline.close()
         if self.root is not None:
             self.root.release()
 
@@ -114,6 +115,8 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
     seat = Seat(deadline)
     root = Merger(sources, partial(seat.look, comm)) if comm.rank == 0 else None
     try:
+        if root is not None:
+            deadline.ask_slurm(os.environ)
         seat.look_after_mates(comm)
         whole = _tell_all(comm, partial(root.prepare, comm.size) if root else None)
         if _tell_all(comm, root.has_begun if root else None):
@@ -124,6 +127,7 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
     except mpi.RankLost as news:
         raise Trouble.stopped(Stopped("a rank was lost")) from news
     finally:
+        seat.leave()
         if root is not None:
             root.release()
 
@@ -132,6 +136,7 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
     seat.look_after_mates(comm)
     look = partial(seat.look, comm)
     if comm.rank == 0 and seat.root is None:
+        seat.deadline.ask_slurm(os.environ)
         seat.root = Root(request, look)
     root = seat.root
     prepare = partial(root.prepare, comm.size, seat.begun) if root else None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mpiens import model, window
+from mpiens.allocation import Allocation, Need
 from mpiens.child import ask_child
-from mpiens.fault import SpecError
+from mpiens.fault import Fault, SpecError
 from mpiens.layout import DONE, Layout
-from mpiens.progress import format_seconds
+from mpiens.progress import format_bytes, format_seconds
 from mpiens.reader import locate_faults, read
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
@@ -23,9 +25,10 @@ class Plan:
     """A spec without faults, and what it will take."""
 
     spec: Spec
-    shared_per_rank: int
-    shared_per_node: int
+    need: Need
     earlier: Store | None
+    allocation: Allocation | None
+    script: str  # what is given to sbatch
 
     def lines(self) -> Iterator[str]:
         """Yield the plan, a line for each thing to know."""
@@ -41,10 +44,22 @@ class Plan:
         )
         if spec.shared is not None:
             yield (
-                f"shared data: {format_bytes(self.shared_per_node)} per node, "
-                f"{format_bytes(self.shared_per_rank)} per rank"
+                f"shared data: {format_bytes(self.need.shared)} per node, "
+                f"{format_bytes(self.need.skeleton)} per rank"
             )
+        if self.allocation is not None:
+            yield self.allocation.describe()
+            yield self.need.describe(max(self.allocation.ranks))
+            if warning := self.allocation.warn(self.need, self.script):
+                yield f"warning: {warning}"
         yield from self._outlook()
+
+    def refuse(self) -> None:
+        """Raise SpecError where the allocation does not hold what the spec needs."""
+        if self.allocation is not None:
+            told = [*self.allocation.faults(self.need, self.script)]
+            if told:
+                raise SpecError([Fault("allocation", text) for text in told])
 
     def _outlook(self) -> Iterator[str]:
         """Yield what an earlier file tells of sizes and times."""
@@ -65,39 +80,58 @@ class Plan:
             )
 
 
-def check(path: Path, output: Path | None = None) -> Plan:
-    """Return the plan of a spec; SpecError with all its faults where it has any."""
+def check(
+    path: Path, output: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Plan:
+    """Return the plan of a spec; SpecError with all its faults where it has any.
+
+    The environment tells of the allocation, where there is one.
+    """
     reading = read(path)
     faults = list(reading.faults)
     spec = reading.spec
-    sizes = 0, 0
+    imports, shared, skeleton, loading = 0, 0, 0, 0
     if spec is not None:
         try:
-            ask_child(lambda: model.inspect_model(spec))
+            imports = ask_child(lambda: _measure_imports(spec))
+            shared, skeleton, loading = ask_child(lambda: _measure_shared(spec))
         except SpecError as error:
             faults += locate_faults(error.faults, path)
-        else:
-            try:
-                sizes = ask_child(lambda: _measure_shared(spec))
-            except SpecError as error:
-                faults += locate_faults(error.faults, path)
     if spec is None or faults:
         raise SpecError(faults, str(path))
-    return Plan(spec, *sizes, _find_earlier(output or Path(f"{path.stem}.h5")))
+    task = spec.limits.task_memory
+    need = Need(spec.tasks, shared, skeleton, imports, task, loading)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Plan(
+        spec=spec,
+        need=need,
+        earlier=_find_earlier(output or Path(f"{path.stem}.h5")),
+        allocation=Allocation.of(environment, machine),
+        script=f"{path.stem}.sbatch",
+    )
 
 
-def format_bytes(count: float) -> str:
-    """Write a number of bytes in the unit that suits it."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
+def _measure_imports(spec: Spec) -> int:
+    """Return the bytes that the model's imports take in this process."""
+    before = _read_memory("RssAnon")
+    model.inspect_model(spec)
+    return max(0, _read_memory("RssAnon") - before)
 
 
-def _measure_shared(spec: Spec) -> tuple[int, int]:
+def _measure_shared(spec: Spec) -> tuple[int, int, int]:
+    """Return the bytes of shared data and of their skeleton, and what loading took."""
+    before = _read_memory("VmRSS")
     packed = window.load_packed(spec)
-    return len(packed.skeleton), packed.nbytes
+    loading = max(0, _read_memory("VmHWM") - before) if spec.shared else 0
+    return packed.nbytes, len(packed.skeleton), loading
+
+
+def _read_memory(name: str) -> int:
+    """Return what the kernel counts of this process's memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _find_earlier(file: Path) -> Store | None:

@@ -33,6 +33,9 @@ _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.1  # what a range should take
 AHEAD_SECONDS = 0.25  # ranges shorter than this are dealt one ahead of need
+LATE = (
+    5.0  # seconds, of the deadline's margin, for tasks that take longer than expected
+)
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 
@@ -214,7 +217,8 @@ class Manager:
             self._deal()
             self._turn(backoff)
         self._stopping = True
-        grace = GRACE if (left := self.deadline.remaining()) is None else left
+        left = self.deadline.remaining()
+        grace = GRACE if left is None else max(left, LATE)
         grace = grace if ending is Ending.STOPPED else 0.0
         stop = self.deadline.clock() + grace
         for rank in range(1, self.comm.size):
@@ -234,7 +238,8 @@ class Manager:
         if self.sink.tick():
             return Ending.GIVEN_UP
         nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
-        return Ending.STOPPED if self.deadline.asked or nothing_fits else None
+        over = self.deadline.asked or self.deadline.remaining() == 0
+        return Ending.STOPPED if over or nothing_fits else None
 
     def _beat(self) -> None:
         """Look after the ranks of this node, and let all ranks hear from the root."""
@@ -352,16 +357,27 @@ class Manager:
             dealt = False
             for number, rank in enumerate(self._ranks):
                 if len(self.pending) and self._wants(rank):
-                    self._leave_out()
+                    if not self._leave_out():
+                        return
                     self._deal_range(number, rank)
                     dealt = True
 
-    def _leave_out(self) -> None:
-        """Take tasks off that the remaining time will not hold; it only gets less."""
+    def _leave_out(self) -> bool:
+        """Take tasks off for good that the remaining time will not hold.
+
+        False, and all are left, while Slurm is asked whether the job's end has moved.
+        """
+        if self.deadline.remaining() is not None and self._too_long().any():
+            if self.deadline.doubt():
+                return False
+            self.pending = self.pending[~self._too_long()]  # by what is known now
+        return True
+
+    def _too_long(self) -> NDArray[np.bool_]:
+        """Tell of every pending task whether the remaining time will not hold it."""
         remaining = self.deadline.remaining()
-        if remaining is not None:
-            too_long = self.sink.expect(self.pending) > remaining
-            self.pending = self.pending[~too_long]
+        limit = np.inf if remaining is None else remaining
+        return np.asarray(self.sink.expect(self.pending) > limit)
 
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more

@@ -17,7 +17,8 @@ import mpiens
 FLOORS = {
     "ground": [
         *("fault", "expression", "spec", "reader", "streams", "bands", "row"),
-        *("outcome", "shard", "layout", "growth", "deadline", "progress", "provenance"),
+        *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
+        *("allocation", "provenance"),
     ],
     "seams": ["mpi", "child", "model", "runner"],
     "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "journal", "store"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Launch, Launcher, wait_until, write
+from conftest import Launch, Launcher, mpiexec_of, wait_until, write
 
 TASKS = 60
 PENDING, DONE = 0, 1
@@ -244,6 +244,57 @@ def test_no_task_is_dealt_that_cannot_end_before_the_job_does(job: Job) -> None:
     assert time.time() < end
     assert sorted(job.log("begin")) == sorted(job.log("end"))
     assert done == {*job.begun()}
+
+
+def start_under_slurm(job: Job, ranks: int, end: int, **variables: str) -> Launch:
+    """Start ranks beside a squeue by which their job ends then."""
+    folder = job.launcher.folder
+    script = f"#!/bin/sh\necho $$ >>{folder}/asked\necho 7 {end}\n"
+    write(folder, "squeue", script).chmod(0o755)
+    own = {"SLURM_JOB_ID": "7", "PATH": f"{folder}:{os.environ['PATH']}", **variables}
+    # else mpiexec itself would believe in Slurm
+    words = ["env", *(f"{name}={value}" for name, value in own.items())]
+    command = [*words, sys.executable, "-m", "mpiens", "sweep.toml"]
+    if ranks > 1:
+        command = [*mpiexec_of("mpich"), "-n", str(ranks), *command]
+    return job.launcher.start(command)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_one_rank_asks_slurm_for_the_end_of_a_job(
+    job: Job, undisturbed: str, ranks: int
+) -> None:
+    end = int(time.time()) + MARGIN + 6
+    job.slow_down(0.6, 0.6)
+    launch = start_under_slurm(job, ranks, end)
+    done = assert_stopped(job, launch.wait(LIMIT), "the job's time is nearly over")
+    assert time.time() < end
+    assert done == {*job.begun()}
+    assert len((job.launcher.folder / "asked").read_text().splitlines()) == 1
+    assert job.go_on(done) == undisturbed
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_task_that_takes_too_long_does_not_hold_up_the_end(
+    job: Job, undisturbed: str, ranks: int
+) -> None:
+    end = int(time.time()) + MARGIN + 6
+    job.slow_down(0.05, 100)
+    launch = start_under_slurm(job, ranks, end)
+    done = assert_stopped(job, launch.wait(LIMIT), "the job's time is nearly over")
+    assert time.time() < end
+    assert done == {*range(12)}
+    assert job.go_on(done) == undisturbed
+
+
+def test_a_job_whose_end_was_put_off_goes_on(job: Job, undisturbed: str) -> None:
+    now = int(time.time())
+    job.slow_down(0.1, 0.1)
+    told = str(now + MARGIN + 3)  # by the environment, when the job began
+    launch = start_under_slurm(job, 1, now + 600, SLURM_JOB_END_TIME=told)
+    assert launch.wait(LIMIT).code == 0, launch.errors
+    assert time.time() > now + 5
+    assert job.digest() == undisturbed
 
 
 def test_ranks_that_were_lost_are_started_again(job: Job, undisturbed: str) -> None:

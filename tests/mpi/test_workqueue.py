@@ -361,6 +361,48 @@ def test_a_stop_before_any_layout_is_known_holds_up_nobody(
     assert 0 in everyone(sorted(kept.rows))[0]
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_no_task_is_left_out_while_it_is_asked_whether_the_end_has_moved(
+    comm: mpi.Comm, everyone: Everyone, common_path: Path, moved: bool
+) -> None:
+    spec = bare_spec(comm, common_path)
+
+    @dataclass
+    class Long(Kept):
+        """By what it knows, no task fits into the time that is left at first."""
+
+        def expect(self, tasks: Any) -> Any:
+            return np.full(len(tasks), 1000.0)
+
+    class Doubtful(Deadline):
+        """Has an answer when it has been asked so often."""
+
+        doubts = 0
+
+        def doubt(self) -> bool:
+            self.doubts += 1
+            if self.doubts == 5 and moved and self.end is not None:
+                self.end += 1000
+            return self.doubts < 5
+
+    deadline = Doubtful(time.time() + 600 if comm.rank == 0 else None)
+    watch = Watch(deadline, Heartbeat(30.0))
+    kept = Long(spec)
+    with contextlib.closing(Worker(lambda: Process(spec, nothing), Limits())) as worker:
+        if comm.rank == 0:
+            claims: list[list[int]] = [[] for _ in range(comm.size)]
+            order = np.arange(spec.tasks)
+            manager = Manager(comm, worker, kept, watch, order, None, claims)
+            ending = manager.run(mpi.Backoff(), [])
+            expected = Ending.COMPLETE if moved else Ending.STOPPED
+            ended = ending is expected and deadline.doubts >= 5
+        else:
+            work(comm, worker, watch, mpi.Backoff(), [])
+            ended = True
+    assert all(everyone(ended))
+    assert len(everyone(sorted(kept.rows))[0]) == (spec.tasks if moved else 0)
+
+
 def bare_spec(comm: mpi.Comm, folder: Path) -> Spec:
     """A spec of one scenario, whose model every rank can find."""
     if comm.rank == 0:
