@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cluster import Cluster
 
 MARK = "MPIENS_TEST_LAUNCH"
 ENVIRONMENTS = ("mpich", "openmpi", "debian")
@@ -223,6 +224,19 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
         launch.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             launch.process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def session_cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster, launcher: Launcher) -> Iterator[Cluster]:
+    """A Slurm of two nodes without jobs. ``launcher`` is what starts jobs on it."""
+    yield session_cluster
+    session_cluster.clear()
 
 
 @pytest.fixture

