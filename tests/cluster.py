@@ -8,7 +8,6 @@ node is a PID namespace: nothing that ran on it, however it hid, outlives it.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import random
 import re
@@ -53,7 +52,7 @@ SlurmdPidFile={folder}/%n.pid
 ReturnToService=2
 JobRequeue=1
 KillWait={kill_wait}
-SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port={n1} CPUs={cpus}
 NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port={n2} CPUs={cpus}
 PartitionName=all Nodes=ALL Default=YES State=UP
@@ -143,7 +142,10 @@ class Cluster:
         self._wait(started, limit, f"{node} has not started")
 
     def kill(self, name: str) -> None:
-        """Kill a node, and all that runs on it; or ``control``, Slurm's controller."""
+        """Kill a node, and all that runs on it; or ``control``, Slurm's controller.
+
+        An srun with ranks on a killed node waits for Slurm to notice: minutes.
+        """
         daemon = self._daemons.pop(name)
         for pid in self._pids_of(daemon):
             with contextlib.suppress(ProcessLookupError):
@@ -189,9 +191,7 @@ class Cluster:
         )
         (self.folder / "slurm.conf").write_text(text)
         # In one folder for both, the second node's PMIx server would not start.
-        (self.folder / "mpi.conf").write_text(
-            f"PMIxCliTmpDirBase={self.folder}/pmix\n"
-        )
+        (self.folder / "mpi.conf").write_text(f"PMIxCliTmpDirBase={self.folder}/pmix\n")
         (self.folder / "hosts").write_text("127.0.0.1 localhost control n1 n2\n")
 
     def _start_munged(self, limit: float) -> None:
@@ -208,6 +208,8 @@ class Cluster:
         self._wait(socket_there, limit, "munged has not opened its socket")
 
     def _start(self, name: str, *command: str) -> None:
+        # MPICH would take System V's shared memory, without --ipc, for a way between
+        # the nodes.
         namespaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc"]
         # A chain by which all dies with pytest: setpriv, kill-child, process 1.
         words = ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces]
@@ -280,9 +282,8 @@ class Cluster:
 
     def clear(self, limit: float = 60) -> None:
         """Kill every job, and wait until both nodes are idle again."""
-        user = f"--user={getpass.getuser()}"
-        self.run("scancel", user, "--full", "--signal=KILL")
-        self.run("scancel", user)
+        self.run("scancel", "--user=root", "--full", "--signal=KILL")
+        self.run("scancel", "--user=root")
         for name in NODES:
             if name not in self._daemons:
                 self.start_node(name)
@@ -293,7 +294,9 @@ class Cluster:
         text = self.run("scontrol", "--oneliner", "show", "job", str(job))
         return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0]))
 
-    def wait(self, job: int | str, state: str = "", limit: float = 60) -> dict[str, str]:
+    def wait(
+        self, job: int | str, state: str = "", limit: float = 60
+    ) -> dict[str, str]:
         """Wait until a job is in this state, or has ended; return what `show` does."""
         shown: dict[str, str] = {}
 
@@ -309,7 +312,7 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, below those that the kernel gives to clients."""
+    """Return ports that nobody uses, below those that the kernel gives to clients."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)

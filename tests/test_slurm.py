@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from cluster import MPI_TYPES, NODES, Cluster, ClusterError
-from conftest import ENVIRONMENTS, Launcher, python_of, wait_until, write
+from conftest import (
+    ENVIRONMENTS,
+    SPEC,
+    Launch,
+    Launcher,
+    python_of,
+    wait_until,
+    write,
+)
 
 # Two ranks on each of the two nodes.
 FOUR = ["--nodes=2", "--ntasks=4", "--ntasks-per-node=2"]
@@ -52,6 +62,40 @@ def submit(cluster: Cluster, launcher: Launcher, *words: str) -> int:
     return int(submitted.output)
 
 
+def ranks_of(launch: Launch) -> dict[int, int]:
+    """The process of each rank of a running mpiens; a runner is its rank's child."""
+    found = {}
+    for pid in launch.pids():
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            parent = process.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            above = Path(f"/proc/{parent}/comm").read_text()
+            variables = process.joinpath("environ").read_bytes().split(b"\0")
+            for variable in variables:
+                name, _, value = variable.partition(b"=")
+                if name == b"SLURM_PROCID" and above.startswith("slurmstepd"):
+                    found[int(value)] = pid
+    return found
+
+
+def slow_down(folder: Path) -> None:
+    """Have 200 tasks that take 0.2 s each where the environment says SLOW."""
+    write(
+        folder,
+        "model.py",
+        """
+        import os
+        import time
+
+        def simulate(rng):
+            time.sleep(0.2 if "SLOW" in os.environ else 0)
+            return {"infected": rng.poisson(5, 10)}
+        """,
+    )
+    spec = SPEC.partition("[parameters]")[0].replace("= 12", "= 200")
+    (folder / "sweep.toml").write_text(spec)
+
+
 def lines(path: Path) -> list[list[str]]:
     """The complete lines of a file that may not be there yet, in words."""
     text = path.read_text() if path.exists() else ""
@@ -73,11 +117,11 @@ def test_srun_makes_one_world_on_two_nodes(
     assert launch.orphans() == []
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_answer_under_srun_is_that_of_one_rank(
-    cluster: Cluster, launcher: Launcher, folder: Path, environment: str
+    cluster: Cluster, launcher: Launcher, environment: str
 ) -> None:
-    assert (folder / "sweep.toml").exists()
     alone = launcher.mpiens("sweep.toml", "-o", "alone.h5", environment=environment)
     assert alone.code == 0, alone.errors
     command = srun(environment, "-m", "mpiens", "sweep.toml")
@@ -101,6 +145,42 @@ def test_srun_without_the_mpi_type_is_refused(
     assert not list(folder.glob("*.h5*"))
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_dead_rank_ends_the_step_and_the_same_command_goes_on(
+    cluster: Cluster, launcher: Launcher, folder: Path, environment: str
+) -> None:
+    """Under MPICH only by the option: nobody tells the other ranks, and they wait."""
+    slow_down(folder)
+    command = srun(environment, "-m", "mpiens", "sweep.toml")
+    command.insert(1, "--kill-on-bad-exit=1")
+    launch = launcher.start(command, SLOW="1", **cluster.variables)
+    partial = folder / "sweep.h5.partial"
+    wait_until(lambda: partial.exists() and len(ranks_of(launch)) == 4)
+    time.sleep(1)
+    os.kill(ranks_of(launch)[2], signal.SIGKILL)
+    assert launch.wait(cluster.kill_wait + 20).code not in (0, 75)
+    assert launch.orphans() == []
+    again = launcher.run(command, **cluster.variables)
+    assert again.code == 0, again.errors
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_scancel_keeps_what_is_finished(
+    cluster: Cluster, launcher: Launcher, folder: Path, environment: str
+) -> None:
+    slow_down(folder)
+    command = srun(environment, "-m", "mpiens", "sweep.toml")
+    write(folder, "job.sh", f"#!/bin/bash\nSLOW=1 exec {' '.join(command)}\n")
+    job = submit(cluster, launcher, *FOUR, "job.sh")
+    wait_until((folder / "sweep.h5.partial").exists)
+    time.sleep(1)
+    cluster.run("scancel", str(job))
+    shown = cluster.wait(job)
+    output = (folder / f"job.{job}").read_text()
+    assert (shown["JobState"], shown["ExitCode"]) == ("CANCELLED", "75:0"), output
+    assert "run the same command again to go on" in output
+
+
 @pytest.mark.parametrize("how", ["salloc", "sbatch"])
 def test_mpirun_of_an_allocation_makes_a_tolerant_world(
     cluster: Cluster, launcher: Launcher, tmp_path: Path, how: str
@@ -122,7 +202,7 @@ def test_mpirun_of_an_allocation_makes_a_tolerant_world(
 def test_what_depends_on_an_array_runs_after_all_of_it(
     cluster: Cluster, launcher: Launcher, tmp_path: Path
 ) -> None:
-    element = 'sleep 0.$SLURM_ARRAY_TASK_ID; echo $SLURM_ARRAY_TASK_ID >>log; exit '
+    element = "sleep 0.$SLURM_ARRAY_TASK_ID; echo $SLURM_ARRAY_TASK_ID >>log; exit "
     array = submit(
         cluster, launcher, "--array=0-2", f"--wrap={element} $SLURM_ARRAY_TASK_ID"
     )
@@ -146,7 +226,11 @@ def test_a_requeued_job_is_told_so(
     wait_until(lambda: len(lines(log)) == 1)
     cluster.run("scontrol", "requeue", str(job))
     wait_until(lambda: len(lines(log)) == 3)
-    assert [line[1:3] for line in lines(log)] == [["begin", "0"], ["TERM"], ["begin", "1"]]
+    assert [line[1:3] for line in lines(log)] == [
+        ["begin", "0"],
+        ["TERM"],
+        ["begin", "1"],
+    ]
     assert cluster.show(job)["Restarts"] == "1"
 
 
@@ -162,7 +246,6 @@ def test_a_signal_comes_before_the_time_limit(
     assert what == "USR1"
     assert int(end) - int(begin) in (59, 60)
     early = int(end) - int(heard)
-    print(f"{early} s before the end")
     assert 28 <= early <= 62
 
 
@@ -181,7 +264,9 @@ def test_scancel_ends_a_job_after_its_grace(
 
 def test_the_jobs_of_a_cluster_end_with_it(launcher: Launcher, tmp_path: Path) -> None:
     """Also those that left their session, and the ones on a node that was killed."""
-    write(tmp_path, "job.sh", "#!/bin/bash\ntouch began.$SLURM_PROCID\nsetsid sleep 600")
+    write(
+        tmp_path, "job.sh", "#!/bin/bash\ntouch began.$SLURM_PROCID\nsetsid sleep 600"
+    )
     with Cluster() as cluster:
         command = ["srun", "--nodes=2", "bash", "job.sh"]
         launch = launcher.start(command, **cluster.variables)
@@ -205,6 +290,6 @@ def test_a_daemon_that_cannot_start_shows_its_log(
 ) -> None:
     monkeypatch.setattr("cluster.SLURM_CONF", "NoSuchOption=1\n")
     started = time.monotonic()
-    with pytest.raises(ClusterError, match="control ended with(.|\n)*NoSuchOption"):
+    with pytest.raises(ClusterError, match=r"ended with 1(.|\n)*NoSuchOption"):
         Cluster().start(limit=20)
     assert time.monotonic() - started < 20
