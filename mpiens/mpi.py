@@ -335,6 +335,9 @@ def finish(comm: Comm, code: int) -> None:
             comm.barrier(FAREWELL)
         leave(code)
     comm.barrier()  # MPI_Finalize would wait as well, but not politely
+    # srun's --kill-on-bad-exit sends it to all as soon as one has left with another
+    # code than 0, and the job's code should be that one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     MPI.Finalize()
 
 

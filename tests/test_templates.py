@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import NODES, Cluster
 from conftest import ENVIRONMENTS, Launcher, python_of, wait_until, write
 
-TEMPLATES = Path(__file__).parents[1] / "slurm"
+ROOT = Path(__file__).parents[1]
+TEMPLATES = ROOT / "slurm"
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 TASKS = 200
 TWO_BY_TWO = "--nodes=2 --ntasks=4 --ntasks-per-node=2"
 
@@ -96,14 +98,14 @@ class Site:
     def await_tasks(self, count: int = 1) -> None:
         wait_until(lambda: self.done() >= count)
 
-    def agrees(self, environment: str = "mpich") -> None:
+    def agrees(self, environment: str = "mpich", results: str = "results") -> None:
         """The result is complete, and the one of a single rank."""
-        words = ("sweep.toml", "-o", "alone.h5")
-        alone = self.launcher.mpiens(*words, environment=environment)
+        file = f"alone.{environment}.h5"
+        alone = self.launcher.mpiens("sweep.toml", "-o", file, environment=environment)
         assert alone.code == 0, alone.errors
-        digest = self.launcher.digest("results/sweep.h5")
-        assert digest == self.launcher.digest("alone.h5")
-        assert not list((self.folder / "results").glob("*.partial*"))
+        digest = self.launcher.digest(f"{results}/sweep.h5")
+        assert digest == self.launcher.digest(file)
+        assert not list((self.folder / results).glob("*.partial*"))
 
 
 @pytest.fixture
@@ -113,6 +115,31 @@ def site(cluster: Cluster, launcher: Launcher, tmp_path: Path) -> Site:
     write(tmp_path, "model.py", MODEL)
     write(tmp_path, "sweep.toml", SMALL)
     return Site(cluster, launcher, tmp_path)
+
+
+def test_the_page_shows_lines_that_are_run_here() -> None:
+    shown = re.findall(r"^sbatch .*", PAGE, re.MULTILINE)
+    run = [line for template in TEMPLATES.iterdir() for line in header(template.name)]
+    assert len(shown) == 4
+    assert set(shown) <= set(run)
+    variables = "".join(template.read_text() for template in TEMPLATES.iterdir())
+    for name in re.findall(r"^\| `([A-Z_]+)` \|", PAGE, re.MULTILINE):
+        assert f"${{{name}:-" in variables
+
+
+@pytest.mark.parametrize(
+    ("environment", "mpi"), [("mpich", "pmi2"), ("debian", "pmix")]
+)
+def test_the_check_of_the_page_tells_ranks_and_hdf5(
+    site: Site, environment: str, mpi: str
+) -> None:
+    [line] = re.findall(r"^srun .*world.*", PAGE, re.MULTILINE)
+    line = line.replace("pmi2", mpi).replace(" python ", f" {python_of(environment)} ")
+    launch = site.launcher.run(["bash", "-c", line], **site.cluster.variables)
+    parallel = environment != "mpich"
+    assert sorted(launch.output.splitlines()) == [
+        f"rank {rank} of 2 parallel HDF5: {parallel}" for rank in range(2)
+    ], launch.errors
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -199,10 +226,9 @@ def test_a_job_is_queued_again_at_its_time_limit_until_it_is_complete(
         shown = site.cluster.wait(job, "COMPLETED", limit=280)
         assert shown["ExitCode"] == "0:0", site.logs()
         assert int(shown["Restarts"]) >= 1, site.logs()
-        (site.folder / environment).rename(site.folder / "results")
-        site.agrees(environment)
-        (site.folder / "results").rename(site.folder / f"{environment}.seen")
-        (site.folder / "alone.h5").unlink()
+        log = (site.folder / f"requeue.{job}.log").read_text()
+        assert log.count("(exit code 75): queued again") == int(shown["Restarts"]), log
+        site.agrees(environment, results=environment)
 
 
 def test_the_signal_before_the_time_limit_reaches_every_rank(site: Site) -> None:
@@ -271,7 +297,65 @@ def test_a_node_that_goes_down_costs_no_finished_task(
     before = site.done()
     assert 0 < before < TASKS
     site.cluster.start_node("n2")
-    site.cluster.run("scontrol", "update", "nodename=n2", "state=resume")
     shown = site.cluster.wait(job, "COMPLETED", limit=120)
     assert (shown["ExitCode"], shown["Restarts"]) == ("0:0", "1"), site.logs()
     site.agrees("openmpi")
+
+
+@pytest.mark.parametrize("environment", ["mpich", "openmpi"])
+def test_shared_data_is_in_memory_once_on_each_of_two_nodes(
+    site: Site, environment: str
+) -> None:
+    size = 64 << 20
+    write(
+        site.folder,
+        "model.py",
+        f"""
+        import time
+        from pathlib import Path
+
+        import numpy as np
+
+
+        def load():
+            with open("loaded", "a") as log:
+                log.write("loaded\\n")
+            return {{"contacts": np.random.default_rng(1).random({size // 8})}}
+
+
+        def simulate(shared, replicate):
+            total = shared["contacts"].sum()
+            Path(f"seen.{{replicate}}").touch()
+            while Path("wait").exists():
+                time.sleep(0.1)
+            return {{"infected": [total] * 3}}
+        """,
+    )
+    shared = '[shared]\nloader = "model.py:load"\n'
+    spec = SMALL.partition("[scenarios")[0].replace(f"= {TASKS // 2}", "= 4") + shared
+    write(site.folder, "sweep.toml", spec)
+    (site.folder / "wait").touch()
+    line = header("sweep.sbatch")[0].replace("sbatch", f"sbatch {TWO_BY_TWO}", 1)
+    job = site.submit(line, environment)
+    wait_until(lambda: len(list(site.folder.glob("seen.*"))) == 4)
+    for node in NODES:
+        assert 0.98 < large_memory(site.cluster.pids(node), size) / size < 1.02
+    (site.folder / "wait").unlink()
+    site.complete(job)
+    assert (site.folder / "loaded").read_text() == "loaded\n"
+
+
+def large_memory(pids: list[int], size: int) -> int:
+    """The bytes of memory in mappings of this size or more, shared ones counted once.
+
+    A copy of the data would be in one, be it a window, an array or a message.
+    """
+    total = 0
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps").read_text()
+        for length, share in re.findall(
+            r"^Size: +(\d+).*\n(?:.*\n)*?Pss: +(\d+)", text, re.MULTILINE
+        ):
+            if int(length) * 1024 >= size:
+                total += int(share) * 1024
+    return total
