@@ -31,11 +31,13 @@ import socket
 from mpiens import mpi
 from mpi4py import MPI
 
-world = mpi.start().raw
+comm = mpi.start()
+world = comm.raw
 node = world.Split_type(MPI.COMM_TYPE_SHARED)
 places = world.gather((socket.gethostname(), node.size))
 if world.rank == 0:
     print(world.size, *sorted(places))
+mpi.finish(comm, 0)
 """
 TWO_BY_TWO = "4 ('n1', 2) ('n1', 2) ('n2', 2) ('n2', 2)\n"
 
@@ -124,8 +126,18 @@ def test_mpich_needs_no_long_line_of_slurms_pmi(
     cluster: Cluster, launcher: Launcher, tmp_path: Path
 ) -> None:
     """A line of more than 1024 bytes is cut, and MPI_Init fails or never returns."""
-    code = "import os; from mpiens import mpi; mpi.start(); print(mpi.library())\n"
-    write(tmp_path, "start.py", code + "print(os.environ['MPIR_CVAR_CH4_NETMOD'])")
+    write(
+        tmp_path,
+        "start.py",
+        """
+        import os
+        from mpiens import mpi
+
+        world = mpi.start()
+        print(mpi.library(), os.environ["MPIR_CVAR_CH4_NETMOD"])
+        mpi.finish(world, 0)
+        """,
+    )
     launch = launcher.run(
         ["srun", "--mpi=pmi2", python_of("mpich"), "start.py"], **cluster.variables
     )
