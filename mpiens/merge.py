@@ -26,7 +26,7 @@ from mpiens.shard import Shard
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
 
-RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch"
+RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch {}"
 # what a shard's file says of itself alone
 _OWN = (
     *("mpiens_format", "spec", "outputs", "parameter_names", "shard", "digest"),
@@ -227,8 +227,8 @@ class Merger:
         """Yield what to type for what is missing."""
         named = [Shard.of_name(path) for path in self._sources.files]
         counts = Counter(shard.count for shard in named if shard is not None)
+        spec = self._file.attributes["spec_file"]
         if not counts:
-            spec = self._file.attributes["spec_file"]
             yield f"mpiens {spec} -o {self._sources.file} goes on with it"
             return
         [(count, _)] = counts.most_common(1)
@@ -236,7 +236,8 @@ class Merger:
         for index, tasks in sorted(of_shards.items()):
             yield f"shard {index} of {count} lacks {tasks:,} tasks"
         which = ",".join(str(index) for index in sorted(of_shards))
-        yield f"run just that by {RECIPE.format(which, count)}, and merge again"
+        line = RECIPE.format(which, count, spec)
+        yield f"run just that by {line}, and merge again"
 
 
 def _differences(one: Spec, other: Spec) -> Iterator[str]:

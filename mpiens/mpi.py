@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -301,6 +302,10 @@ def start() -> Comm:
     if not MPI.Is_initialized():
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        # under srun with PMI-2 only Slurm sets PMI_JOBID, and it cuts lines after 1024
+        # bytes: the addresses of UCX, which MPICH would take first, may be longer
+        if "PMI_JOBID" in os.environ and _has_ucx_and_ofi():
+            os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
         # a rank that dies or stops in here would hang all the others
         patience = START_PATIENCE if _wants_tolerance() else OTHER_PATIENCE
         signal.alarm(patience + _launched_size() // 10)
@@ -330,6 +335,9 @@ def finish(comm: Comm, code: int) -> None:
             comm.barrier(FAREWELL)
         leave(code)
     comm.barrier()  # MPI_Finalize would wait as well, but not politely
+    # srun's --kill-on-bad-exit sends it to all as soon as one has left with another
+    # code than 0, and the job's code should be that one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     MPI.Finalize()
 
 
@@ -351,6 +359,11 @@ def _is_tolerant() -> bool:
 def _wants_tolerance() -> bool:
     switch = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112
     return switch.lower() in ("1", "true")
+
+
+def _has_ucx_and_ofi() -> bool:
+    device = re.search(r"MPICH Device:\s*(.*)", MPI.Get_library_version())
+    return device is not None and all(way in device[1] for way in ("ucx", "ofi"))
 
 
 def library() -> str:

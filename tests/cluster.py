@@ -132,6 +132,11 @@ class Cluster:
 
     def start_node(self, node: str, limit: float = 30) -> None:
         """Start a node, or start one again that was killed."""
+        # As after a reboot: a job that is queued again has the same number, and under
+        # PMIx it could not start in what its killed step has left here.
+        spool = self.folder / f"{node}.spool"
+        shutil.rmtree(spool, ignore_errors=True)
+        spool.mkdir()
         log = self.folder / f"{node}.log"
         before = log.read_text().count(STARTED) if log.exists() else 0
         self._start(node, "slurmd", "-D", "-N", node)
@@ -178,7 +183,7 @@ class Cluster:
 
     def _write_files(self) -> None:
         self.folder.chmod(0o755)  # munged wants its socket within everybody's reach
-        for name in ("state", "pmix", "n1.spool", "n2.spool"):
+        for name in ("state", "pmix"):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -192,7 +197,9 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(text)
         # In one folder for both, the second node's PMIx server would not start.
         (self.folder / "mpi.conf").write_text(f"PMIxCliTmpDirBase={self.folder}/pmix\n")
-        (self.folder / "hosts").write_text("127.0.0.1 localhost control n1 n2\n")
+        # This machine too: what an mpiexec under salloc starts connects to its name.
+        names = ["localhost", "control", *NODES, socket.gethostname()]
+        (self.folder / "hosts").write_text(f"127.0.0.1 {' '.join(names)}\n")
 
     def _start_munged(self, limit: float) -> None:
         files = {

@@ -213,7 +213,7 @@ def test_a_gap_is_told_with_the_line_that_closes_it(
     assert "15 of 30 tasks are missing; all.h5.partial has the others" in launch.errors
     assert "shard 1 of 4 lacks 8 tasks" in launch.errors
     assert "shard 2 of 4 lacks 7 tasks" in launch.errors
-    line = "sbatch --array=1,2 --export=ALL,SHARDS=4 array.sbatch"
+    line = "sbatch --array=1,2 --export=ALL,SHARDS=4 array.sbatch sweep.toml"
     assert line in launch.errors
     assert not (here / "all.h5").exists()
     assert launcher.mpiens("show", "all.h5.partial", "--digest").code == 75
