@@ -33,9 +33,7 @@ _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.1  # what a range should take
 AHEAD_SECONDS = 0.25  # ranges shorter than this are dealt one ahead of need
-LATE = (
-    5.0  # seconds, of the deadline's margin, for tasks that take longer than expected
-)
+LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 
