@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import mmap
 import os
 import pickle
@@ -17,13 +18,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError, place
 
 _HEAD = struct.Struct("<qB")  # length and kind of a frame
-_CELL = struct.Struct("<qd")  # the task that runs, and since when
+_CELL = struct.Struct("<qdq")  # the task that runs, since when, in which process
 _BUFFER = 1 << 20
 LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
@@ -145,6 +146,17 @@ def fork(body: Callable[[], None]) -> int:
         with suppress(BaseException):
             sys.stderr.flush()
         os._exit(code)
+
+
+def end_like(code: int) -> NoReturn:
+    """End this process as another one ended: by an exit code, or minus a signal."""
+    if code < 0:
+        faulthandler.disable()  # that one has told where it was
+        with suppress(OSError):  # some signals cannot be handled
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+        signal.pause()
+    os._exit(code)
 
 
 def ask_child(question: Callable[[], Any], look: Look = look_away) -> Any:
@@ -275,17 +287,22 @@ class Cell:
         self.clear()
 
     def write(self, task: int) -> None:
-        """A task begins now."""
-        _CELL.pack_into(self._memory, 0, task, time.monotonic())
+        """A task begins now, in this process."""
+        _CELL.pack_into(self._memory, 0, task, time.monotonic(), os.getpid())
 
     def clear(self) -> None:
         """No task runs."""
-        _CELL.pack_into(self._memory, 0, -1, 0.0)
+        _CELL.pack_into(self._memory, 0, -1, 0.0, 0)
 
     def read(self) -> tuple[int, float]:
         """Return (task or -1, when it began on the monotonic clock)."""
-        task, since = _CELL.unpack_from(self._memory)
+        task, since, _ = _CELL.unpack_from(self._memory)
         return task, since
+
+    @property
+    def process(self) -> int:
+        """The process in which a task runs, or 0."""
+        return int(_CELL.unpack_from(self._memory)[2])
 
 
 @contextmanager

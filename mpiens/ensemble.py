@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 
@@ -30,6 +30,8 @@ from mpiens.workqueue import (
     work,
 )
 
+Answer = TypeVar("Answer")
+
 
 @dataclass
 class Seat:
@@ -51,7 +53,7 @@ class Seat:
             start: Callable[[], Runner] = partial(Inline, spec, shared)
             if spec.limits.isolation == "process":
                 start = partial(Process, spec, shared, watching=self.lone)
-            self.worker = Worker(start, spec.limits)
+            self.worker = Worker(start, spec.limits, spec.scenario_of)
         return self.worker
 
     def look_after_mates(self, comm: mpi.Comm) -> None:
@@ -121,7 +123,9 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
         whole = _tell_all(comm, partial(root.prepare, comm.size) if root else None)
         if _tell_all(comm, root.has_begun if root else None):
             look = partial(seat.look, comm)
-            if not (whole and _conclude(comm, root, look)):
+            spec = _tell_all(comm, partial(getattr, root, "spec") if root else None)
+            whole = whole and _conclude(comm, root, look)
+            if not (whole and _aggregate(comm, spec, seat, root)):
                 return int(_tell_all(comm, root.pause if root else None))
         return int(_tell_all(comm, root.finish if root else None))
     except mpi.RankLost as news:
@@ -154,6 +158,8 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
                 return int(_tell_all(comm, root.pause if root else None))
             if request.shard is None:
                 complete = _conclude(comm, root, look)
+                if complete and not _aggregate(comm, spec, seat, root):
+                    return int(_tell_all(comm, root.pause if root else None))
             else:  # what is made of all rows is made when shards are merged
                 complete = _tell_all(comm, partial(_check, root) if root else None)
     return int(_tell_all(comm, root.finish if root else None))
@@ -186,21 +192,57 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
         worker.reset()  # without a layout nothing that was run can be kept
         seat.unsent.clear()
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
-    backoff = mpi.Backoff()
     watch = Watch(seat.deadline, seat.heartbeat)
-    try:
-        if root is None or claims is None:
-            work(comm, worker, watch, backoff, seat.unsent)
-            return None
-        tasks = root.pending, root.row, claims, root.scouts
+    manager = None
+    if root is not None and claims is not None:
+        tasks = root.pending, root.row, claims, root.scouts, root.gate
         manager = Manager(comm, worker, root, watch, *tasks)
-        ending = manager.run(backoff, seat.unsent)
+    ending = _deal(comm, worker, watch, manager, seat.unsent)
+    if root is not None and manager is not None:
+        root.note(seat.deadline.reason, manager.trouble)
+    return ending
+
+
+def _aggregate(
+    comm: mpi.Comm, spec: Spec, seat: Seat, root: Root | Merger | None
+) -> bool:
+    """Run the step that makes something of each scenario's rows; whether all are done.
+
+    Collective; nothing is done where none is asked for.
+    """
+    if spec.aggregate is None:
+        return True
+    worker = seat.find_worker(spec)
+    claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
+    watch = Watch(seat.deadline, seat.heartbeat)
+    sink = _ask_root(comm, root.aggregation if root else None)
+    manager = None
+    if root is not None and sink is not None and claims is not None:
+        tasks = sink.pending, sink.row, claims, None, sink.gate
+        manager = Manager(comm, worker, sink, watch, *tasks)
+    ending = _deal(comm, worker, watch, manager, seat.unsent)
+    if root is not None and manager is not None:
+        root.note(seat.deadline.reason, manager.trouble)
+    return not _tell_all(comm, partial(root.ends, ending) if root else None)
+
+
+def _deal(
+    comm: mpi.Comm,
+    worker: Worker,
+    watch: Watch,
+    manager: Manager | None,
+    unsent: list[bytes],
+) -> Ending | None:
+    """Let the root deal, and the others work; return on the root how that ended."""
+    try:
+        if manager is not None:
+            return manager.run(mpi.Backoff(), unsent)
+        work(comm, worker, watch, mpi.Backoff(), unsent)
     except SilentRank as news:
         text = "what is finished is kept; run the same command again"
         print(f"mpiens: {news}: {text}", file=sys.stderr)
         mpi.leave(STOPPED_EARLY)
-    root.note(seat.deadline.reason, manager.trouble)
-    return ending
+    return None
 
 
 def _check(root: Root) -> bool:
@@ -239,6 +281,18 @@ def _together(
         if comm.tolerant:
             mpi.leave(STOPPED_EARLY)  # a half-closed parallel file would crash us
         raise Trouble.of(OSError(str(error))) from error
+
+
+def _ask_root(comm: mpi.Comm, act: Callable[[], Answer] | None) -> Answer | None:
+    """Let the root do something, for itself; what it raises is everybody's."""
+    kept: list[Answer] = []
+
+    def keep() -> None:
+        if act is not None:
+            kept.append(act())
+
+    _tell_all(comm, keep if act else None)
+    return kept[0] if kept else None
 
 
 def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:

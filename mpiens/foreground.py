@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpiens import model, streams
+from mpiens import model, steps, streams
 from mpiens.child import Cell, ChildDied, ask_child, on_standard_error
 from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import DONE, FAILED
@@ -22,7 +22,8 @@ from mpiens.model import Model, format_failure
 from mpiens.reader import locate_faults, read
 from mpiens.row import checksum, describe
 from mpiens.runner import Watch, tell_end, tell_overdue
-from mpiens.spec import Spec
+from mpiens.spec import Spec, Step
+from mpiens.steps import Steps
 from mpiens.store import Store
 
 GOOD, BAD = 0, 3
@@ -45,7 +46,7 @@ def try_task(path: Path, scenario: str | None, replicate: int, *, pdb: bool) -> 
     spec = reading.require()
 
     def attempt() -> list[str] | None:
-        model.inspect_model(spec)
+        steps.inspect_all(spec)
         trial = _run(spec, task, enter_pdb=pdb)
         return None if trial is None else _describe(spec, trial)
 
@@ -135,13 +136,9 @@ def _contain(spec: Spec, attempt: Callable[[], Answer], pdb: bool) -> Answer | N
 def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     """Run one task; its fault is printed, and looked at in the debugger if asked."""
     runs = Model(spec, lambda: model.load(spec.shared, spec.folder))
-    scenario, replicate = spec.locate(task)
-    [stream] = streams.make(
-        spec.ensemble.seed,
-        [spec.scenarios[scenario].name],
-        [replicate],
-        common=spec.common,
-    )
+    scenario, _ = spec.locate(task)
+    step = spec.step(Step.PREPARE, scenario)
+    [stream, own] = streams.of(spec, [task, step])
     watch = Watch(Cell(), memory=None if enter_pdb else spec.limits.task_memory)
     faulthandler.enable()
     if spec.limits.task_seconds is not None and not enter_pdb:
@@ -149,7 +146,10 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     watch.begin(task)
     start = time.perf_counter()
     try:
-        returned = runs.run(task, stream)
+        given = b""
+        if spec.prepare is not None:
+            given = Steps(spec, runs).run(Step.PREPARE, scenario, own, b"")
+        returned = runs.run(task, stream, given)
     except (Exception, SystemExit) as error:
         watch.end()
         print(format_failure(error), file=sys.stderr)

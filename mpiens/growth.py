@@ -39,10 +39,11 @@ def compare(
         *_changed_parameters(old, new, old_parameters, new_parameters),
         *_changed_outputs(old, new),
     ]
-    if old.shared != new.shared:
-        refused.append(place("shared"))
+    whole = ("shared", "prepare")
+    refused += [place(s) for s in whole if getattr(old, s) != getattr(new, s)]
     grows = new.replicates > old.replicates or _names(old) != _names(new)
     cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
+    cosmetic |= old.aggregate != new.aggregate
     return Change(tuple(refused), grows, grows or cosmetic)
 
 

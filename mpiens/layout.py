@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpiens.bands import METHOD
+from mpiens.pool import find_coordinate
 from mpiens.row import Output, Row
 from mpiens.shard import Shard
 from mpiens.spec import Spec, to_text
@@ -51,6 +52,7 @@ class Layout:
     parameters: Mapping[str, tuple[Any, ...]]
     row: Row
     shard: Shard | None = None  # rows of its own tasks only, and nothing made of them
+    aggregates: tuple[Output, ...] = ()  # what is made last, of each scenario
 
     @property
     def by_task(self) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Layout:
 
     def summaries(self) -> Iterator[tuple[Output, str]]:
         """Yield every (output, summary); without any named it is the final value."""
-        for output in self.row.outputs:
+        for output in self.row.banded:
             for kind in output.summaries or ("final",) * (len(output.dims) <= 1):
                 yield output, kind
 
@@ -90,6 +92,28 @@ class Layout:
             yield from self._bands()
             yield from self._summaries()
         yield from self._series(slim)
+        yield from self.extension()
+
+    def extension(self) -> Iterator[Dataset]:
+        """Yield what is not laid down before all tasks are finished: aggregates."""
+        pools = self.spec.aggregate.pools if self.spec.aggregate else {}
+        seen = {"level"}
+        for output in self.aggregates:
+            pool = pools.get(output.name)
+            told = None if pool is None else find_coordinate(pool)
+            for dim, size in zip(output.dims, output.shape, strict=True):
+                if dim not in seen:
+                    values = np.arange(size) if told is None else told
+                    yield _coordinate(dim, values)
+                told = None
+                seen.add(dim)
+            yield Dataset(
+                f"/aggregate/{output.name}",
+                ("scenario", *output.dims),
+                (self.by_task[0], *output.shape),
+                output.dtype,
+                attributes={"units": output.units} if output.units else {},
+            )
 
     def _coordinates(self) -> Iterator[Dataset]:
         names = [s.name for s in self.spec.scenarios]
@@ -137,7 +161,7 @@ class Layout:
         yield Dataset("/failures/text", ("failure",), (count,), text)
 
     def _bands(self) -> Iterator[Dataset]:
-        for output in self.row.outputs:
+        for output in self.row.banded:
             path = f"/bands/{output.name}"
             yield from self._statistics(path, "", output.dims, output.shape, output)
 
@@ -190,7 +214,7 @@ class Layout:
                 yield from self._statistics(path, ".bands", (), (), scalar)
 
     def _series(self, slim: bool) -> Iterator[Dataset]:
-        for output in self.row.outputs:
+        for output in self.row.stored:
             if slim and not output.keep:
                 continue
             attributes = {"units": output.units} if output.units else {}

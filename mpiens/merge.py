@@ -15,21 +15,32 @@ from typing import Any
 
 import numpy as np
 
-from mpiens import journal, provenance, store
+from mpiens import journal, provenance, shelf, steps, store
+from mpiens.aggregation import Aggregation
+from mpiens.child import ask_child
 from mpiens.deadline import Look, Stopped
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
 from mpiens.progress import Tally, format_seconds
-from mpiens.root import COMPLETE, SOME_FAILED, STOPPED_EARLY, complete
+from mpiens.root import (
+    COMPLETE,
+    SOME_FAILED,
+    STOPPED_EARLY,
+    complete,
+    count_failed,
+)
 from mpiens.shard import Shard
+from mpiens.shelf import Shelf
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
+from mpiens.workqueue import Ending
 
 RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch {}"
 # what a shard's file says of itself alone
 _OWN = (
-    *("mpiens_format", "spec", "outputs", "parameter_names", "shard", "digest"),
+    *("mpiens_format", "spec", "outputs", "aggregates", "parameter_names", "shard"),
+    *("aggregate_code", "aggregates_failed", "digest"),
     *("completed", "seconds", "ranks", "host"),
 )
 
@@ -52,9 +63,15 @@ class Merger:
         self._store: Store | None = None
         self._complete = False
         self._lock: Lock | None = None
+        self._shelf: Shelf | None = None
+        self._aggregation: Aggregation | None = None
+        self._reason = ""
+        self._trouble: OSError | None = None
 
     def release(self) -> None:
         """Let others write the file."""
+        if self._shelf is not None:
+            self._shelf.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -68,6 +85,9 @@ class Merger:
         stores = [*self._open_sources()]
         first = stores[0]
         self._refuse_mixed(stores)
+        spec = first.layout.spec
+        code = ask_child(lambda: steps.inspect_aggregate(spec), self._look)
+        self._aggregate_code = code
         self._lock = Lock(self._sources.file)
         target = self._sources.file
         if target.exists() and not self._sources.fresh:
@@ -82,14 +102,41 @@ class Merger:
         self._store = self._lay_down(stores, begun)
         return not (self._store.status == PENDING).any()
 
+    @property
+    def spec(self) -> Spec:
+        """The spec of all the files."""
+        return self._file.layout.spec
+
+    def aggregation(self) -> Aggregation:
+        """Return what deals the scenarios' last steps, all rows being there."""
+        target = self._sources.file
+        self._shelf = Shelf(target.with_name(target.name + PARTIAL))
+        self._aggregation = Aggregation(self._file, self._shelf, self._aggregate_code)
+        return self._aggregation
+
     def has_begun(self) -> bool:
         """Whether there is a file to be completed, and not one that is complete."""
         return not self._complete
+
+    def note(self, reason: str, trouble: OSError | None) -> None:
+        """Remember why dealing ended."""
+        self._reason = reason
+        self._trouble = trouble
+
+    def ends(self, ending: Ending | None) -> bool:
+        """Whether the merge ends before its file is complete."""
+        return ending is not Ending.COMPLETE
 
     def pause(self) -> int:
         """Leave the file partial, and say what is missing and what to type."""
         self._file.sync()
         missing = np.flatnonzero(self._file.status == PENDING)
+        if not len(missing):
+            if self._trouble is not None:
+                raise self._trouble
+            text = f"stopped early ({self._reason}): what is finished is kept"
+            print(f"mpiens: {text}; run the same command again", file=sys.stderr)
+            return STOPPED_EARLY
         what = f"{len(missing):,} of {self._file.layout.spec.tasks:,} tasks are missing"
         name = self._file.path
         print(f"mpiens: {what}; {name} has the others", file=sys.stderr)
@@ -109,21 +156,26 @@ class Merger:
 
     def finish(self) -> int:
         """Complete the file, give it its name, and say how it went."""
-        failed = int((self._file.status == FAILED).sum())
+        failed = count_failed(self._file)
         if self._complete:
             text = f"{self._sources.file} is complete: nothing to do"
             print(f"mpiens: {text}", file=sys.stderr)
             return SOME_FAILED if failed else COMPLETE
-        closing = provenance.closing(self._tally.elapsed(), self._ranks)
+        closing: dict[str, Any] = provenance.closing(self._tally.elapsed(), self._ranks)
+        if self._aggregation is not None:
+            closing |= self._aggregation.finish()
         tasks = self._file.layout.spec.tasks
         complete(self._file, self._sources.file, closing)
+        shelf.clear(self._file.path)
         print(
             f"mpiens: {tasks:,} tasks of {len(self._sources.files)} files merged, "
             f"{failed} failed, in {format_seconds(self._tally.elapsed())}; "
             f"{self._sources.file}",
             file=sys.stderr,
         )
-        return SOME_FAILED if failed else COMPLETE
+        if aggregates := closing.get("aggregates_failed"):
+            print(f"mpiens: {aggregates} aggregates failed", file=sys.stderr)
+        return SOME_FAILED if failed or aggregates else COMPLETE
 
     @property
     def _file(self) -> Store:

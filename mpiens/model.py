@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import pickle
 import random
 import re
 import sys
@@ -20,12 +21,12 @@ import numpy as np
 
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
-from mpiens.spec import INJECTED, Shared, Spec, to_text
+from mpiens.spec import INJECTED, Scenario, Shared, Spec, to_text
 from mpiens.streams import Stream
 
 Function = Callable[..., Any]
 _REDUCE = ("shared", "scenario", "replicate")  # its numbers are drawn already
-_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Signature:
     required: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     anything: bool = False  # it takes **keywords
-    code: str = ""  # SHA-256 of the sources of model, reduce and loader
+    code: str = ""  # SHA-256 of the sources of model, reduce, loader, and prepare
+    aggregate_code: str = ""
 
 
 def find(reference: str, folder: str, where: str) -> Function:
@@ -69,6 +71,7 @@ def inspect_model(spec: Spec) -> Signature:
         place("ensemble", "model"): spec.ensemble.model,
         place("ensemble", "reduce"): spec.ensemble.reduce,
         place("shared", "loader"): spec.shared.loader if spec.shared else None,
+        place("prepare", "call"): spec.prepare.call if spec.prepare else None,
     }
     faults: list[Fault] = []
     functions: list[Function | None] = []
@@ -76,11 +79,11 @@ def inspect_model(spec: Spec) -> Signature:
     for where, reference in references.items():
         try:
             functions.append(find(reference, spec.folder, where) if reference else None)
-            sources.append(_source(reference, spec.folder) if reference else b"")
+            sources.append(read_source(reference, spec.folder) if reference else b"")
         except SpecError as error:
             faults += error.faults
             functions.append(None)
-    function, reduce, _ = functions
+    function, reduce, *_ = functions
     if reduce is not None:
         faults += _check_reduce(reduce, place("ensemble", "reduce"))
     if function is None:
@@ -168,20 +171,28 @@ class Model:
         self._spec = spec
         self._shared = shared()
 
-    def run(self, task: int, stream: Stream) -> Any:
-        """Run one task under its stream and return what the model returned, reduced."""
-        index, replicate = self._spec.locate(task)
-        scenario = self._spec.scenarios[index]
+    def offer(self, scenario: Scenario, stream: Stream) -> dict[str, Callable[[], Any]]:
+        """Return what a function gets where it names it; seed the generators of old."""
         seed = stream.seed
-        random.seed(seed)  # for models that draw from the generators of old
+        random.seed(seed)  # for models that draw from Python's own generator
         np.random.seed(seed)
-        offered: dict[str, Callable[[], Any]] = {
+        return {
             "rng": stream.rng,
             "seed": lambda: seed,
             "shared": lambda: self._shared,
             "scenario": lambda: scenario.name,
-            "replicate": lambda: replicate,
         }
+
+    def run(self, task: int, stream: Stream, prepared: bytes = b"") -> Any:
+        """Run one task under its stream and return what the model returned, reduced.
+
+        What its scenario's step has prepared comes pickled: every task gets its own.
+        """
+        index, replicate = self._spec.locate(task)
+        scenario = self._spec.scenarios[index]
+        offered = self.offer(scenario, stream)
+        offered["replicate"] = lambda: replicate
+        offered["prepared"] = lambda: pickle.loads(prepared) if prepared else None
         extras = {name: offered[name]() for name in self._takes}
         result = self._function(**scenario.parameters, **extras)
         if self._reduce is None:
@@ -230,7 +241,7 @@ def _tell(reference: str, error: BaseException) -> str:
     return f"{reference!r} raised {type(error).__name__}: {text}{at}"
 
 
-def _source(reference: str, folder: str) -> bytes:
+def read_source(reference: str, folder: str) -> bytes:
     """Return the text of the file that a reference names, to tell when it changes."""
     source = reference.split(":", maxsplit=1)[0]
     if source.endswith(".py"):
@@ -240,12 +251,12 @@ def _source(reference: str, folder: str) -> bytes:
 
 
 def _injected(function: Function) -> frozenset[str]:
-    """Return which of rng, seed, shared, scenario, replicate a function names."""
+    """Return which of all that mpiens itself passes a function names."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return frozenset()
-    return frozenset(p.name for p in parameters if p.kind in _KEYWORD) & {*INJECTED}
+    return frozenset(p.name for p in parameters if p.kind in KEYWORD) & {*INJECTED}
 
 
 def _read_signature(reference: str, function: Function, code: str) -> Signature:
@@ -253,7 +264,7 @@ def _read_signature(reference: str, function: Function, code: str) -> Signature:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some compiled functions have none to show
         return Signature(reference, anything=True, code=code)
-    named = [p for p in parameters if p.kind in _KEYWORD]
+    named = [p for p in parameters if p.kind in KEYWORD]
     return Signature(
         function=reference,
         names=tuple(p.name for p in named),
@@ -261,7 +272,7 @@ def _read_signature(reference: str, function: Function, code: str) -> Signature:
             p.name
             for p in parameters
             if p.default is p.empty
-            and p.kind in (*_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+            and p.kind in (*KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
         ),
         defaults={
             p.name: _plain(p.default)
@@ -308,6 +319,9 @@ def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:
                 hint = nearest(key, takes)
                 text = f"{name}() takes no such parameter; it takes {taken}{hint}"
                 yield Fault(place(section, key), text)
+    if "prepared" in signature.required and spec.prepare is None:
+        text = f"{name}() needs prepared, and there is no [prepare] to make it"
+        yield Fault(place("ensemble", "model"), text)
     for key in signature.required:
         lacking = [s.name for s in spec.scenarios if key not in s.parameters]
         if key not in INJECTED and lacking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ RECORD = np.dtype(
 Tasks = NDArray[np.int64]
 
 
+Inputs = Mapping[int, bytes]
+"""What tasks are given beside parameters and stream, by the index of their scenario."""
+
 PRINTED = "The model's last lines of output:"
 
 
@@ -27,6 +31,16 @@ class Failure:
     attempts: int
     seconds: float
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a scenario's step has made; only the model's side can read the data."""
+
+    task: int
+    attempts: int
+    seconds: float
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

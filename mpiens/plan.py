@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpiens import model, window
+from mpiens import steps, window
 from mpiens.allocation import Allocation, Need
 from mpiens.child import ask_child
 from mpiens.fault import Fault, SpecError
@@ -42,6 +42,10 @@ class Plan:
             f"tasks: {spec.tasks:,} ({len(names)} scenarios x "
             f"{spec.replicates} replicates), {spec.ensemble.pairing} streams"
         )
+        asked = {"prepare": spec.prepare, "aggregate": spec.aggregate}
+        for name, section in asked.items():
+            if section is not None:
+                yield f"{name}: a step for each of {len(names)} scenarios"
         if spec.shared is not None:
             yield (
                 f"shared data: {format_bytes(self.need.shared)} per node, "
@@ -114,7 +118,7 @@ def check(
 def _measure_imports(spec: Spec) -> int:
     """Return the bytes that the model's imports take in this process."""
     before = _read_memory("RssAnon")
-    model.inspect_model(spec)
+    steps.inspect_all(spec)
     return max(0, _read_memory("RssAnon") - before)
 
 

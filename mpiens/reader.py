@@ -14,13 +14,18 @@ from typing import Any
 
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
+from mpiens.pool import find_edges
 from mpiens.spec import (
     INJECTED,
+    RAGGED,
     RESERVED,
+    Aggregate,
     Bands,
     Ensemble,
     Limits,
     Output,
+    Pool,
+    Prepare,
     Shared,
     Spec,
     decode_date,
@@ -28,6 +33,7 @@ from mpiens.spec import (
 
 _REFERENCE = re.compile(r"[^:]+:[^:]+")
 _STAND_INS = {"model": "stand:in", "loader": "stand:in", "replicates": 1, "seed": 0}
+_STAND_INS |= {"call": "stand:in", "kind": "count"}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -93,7 +99,7 @@ class _Decoder:
 
     SECTIONS = (
         *("ensemble", "parameters", "scenarios", "sweep"),
-        *("shared", "outputs", "bands", "limits"),
+        *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -113,6 +119,9 @@ class _Decoder:
             if isinstance(kwargs := tables["shared"].get("kwargs"), dict):
                 # with the dates that JSON does not know
                 shared = dataclasses.replace(shared, kwargs=kwargs)
+        prepare = None
+        if "prepare" in self.document:
+            prepare = self.section("prepare", Prepare, tables["prepare"])
         outputs = {
             name: self.section(f"outputs.{name}", Output, own)
             for name, own in self.tables("outputs", tables["outputs"])
@@ -125,7 +134,9 @@ class _Decoder:
             bases=dict(self.tables("scenarios", tables["scenarios"])),
             sweep=self.sweep(tables["sweep"]),
             shared=shared,
+            prepare=prepare,
             outputs=outputs,
+            aggregate=self.aggregate(tables["aggregate"]),
             bands=bands,
             limits=limits,
             folder=folder,
@@ -133,7 +144,8 @@ class _Decoder:
         self.faults += _check(spec)
         # a spec that names no functions cannot be looked at any further
         named = {place("ensemble", k) for k in ("model", "reduce")}
-        named.add(place("shared", "loader"))
+        named |= {place("shared", "loader"), place("prepare", "call")}
+        named.add(place("aggregate", "call"))
         return None if named & {fault.place for fault in self.faults} else spec
 
     def fault(self, where: str, text: str) -> None:
@@ -163,6 +175,16 @@ class _Decoder:
             else:
                 axes[axis] = tuple(values)
         return axes
+
+    def aggregate(self, part: dict[str, Any]) -> Aggregate | None:
+        """Decode the aggregate: its tables are pools, and the rest is the call's."""
+        if not part:
+            return None
+        pools = {k: v for k, v in part.items() if isinstance(v, dict)}
+        rest = {k: v for k, v in part.items() if k not in pools and k != "pools"}
+        section: Aggregate = self.section("aggregate", Aggregate, rest)
+        made = {n: self.section(f"aggregate.{n}", Pool, p) for n, p in pools.items()}
+        return dataclasses.replace(section, pools=made)
 
     def section(self, name: str, kind: type[Any], part: dict[str, Any]) -> Any:
         """Decode one section; what is wrong is recorded and left out."""
@@ -201,6 +223,7 @@ def _check(spec: Spec) -> Iterator[Fault]:
     yield from _check_parameters(spec)
     yield from _check_scenarios(spec)
     yield from _check_outputs(spec)
+    yield from _check_aggregate(spec)
     yield from _check_bands(spec)
     yield from _check_limits(spec)
 
@@ -210,6 +233,8 @@ def _check_ensemble(spec: Spec) -> Iterator[Fault]:
         place("ensemble", "model"): spec.ensemble.model,
         place("ensemble", "reduce"): spec.ensemble.reduce,
         place("shared", "loader"): spec.shared.loader if spec.shared else None,
+        place("prepare", "call"): spec.prepare.call if spec.prepare else None,
+        place("aggregate", "call"): spec.aggregate.call if spec.aggregate else None,
     }
     for where, text in callables.items():
         if text is not None and not _REFERENCE.fullmatch(text):
@@ -251,7 +276,9 @@ def _check_outputs(spec: Spec) -> Iterator[Fault]:
             text = "is no name for an output; use letters, digits and underscores"
             yield Fault(place(section), text)
         dims = output.dims or ()
-        for dim in dims:
+        for position, dim in enumerate(dims):
+            if dim == RAGGED and position == 0:
+                continue
             if dim in RESERVED or not _NAME.fullmatch(dim):
                 text = f"{dim!r} cannot name a dimension here; choose another name"
                 yield Fault(place(section, "dims"), text)
@@ -265,7 +292,7 @@ def _check_outputs(spec: Spec) -> Iterator[Fault]:
             text = f"'peak_time' needs a dimension, and {name} has none"
             yield Fault(place(section, "summaries"), text)
         yield from _check_storage(section, output)
-        for dim in dims[:1]:
+        for dim in [] if output.ragged else dims[:1]:
             other, length = lengths.setdefault(dim, (name, output.length))
             if length != output.length:
                 text = (
@@ -289,9 +316,51 @@ def _check_storage(section: str, output: Output) -> Iterator[Fault]:
         elif output.length is not None and np.dtype(output.dtype).kind != "f":
             text = f"{output.dtype!r} cannot hold the NaN of shorter rows; try float64"
             yield Fault(place(section, "dtype"), text)
+    if output.ragged and output.length is None:
+        text = 'is missing; an output with dims ["*"] needs the longest row allowed'
+        yield Fault(place(section, "length"), text)
+    if output.ragged and output.summaries:
+        text = "are of one curve, and rows of different lengths have none; leave it out"
+        yield Fault(place(section, "summaries"), text)
     if output.length is not None and not output.dims:
         text = "needs dims, since it is the length of the first dimension"
         yield Fault(place(section, "length"), text)
+
+
+def _check_aggregate(spec: Spec) -> Iterator[Fault]:
+    if spec.aggregate is None:
+        return
+    if spec.aggregate.call is None and not spec.aggregate.pools:
+        text = "makes nothing; give it call, or tables such as [aggregate.NAME]"
+        yield Fault(place("aggregate"), text)
+    for name, pool in spec.aggregate.pools.items():
+        section = f"aggregate.{name}"
+        if not _NAME.fullmatch(name):
+            text = "is no name for an aggregate; use letters, digits and underscores"
+            yield Fault(place(section), text)
+        if pool.output is None and pool.kind != "count":
+            text = f"is missing; a {pool.kind} is made of one of the model's outputs"
+            yield Fault(place(section, "output"), text)
+        for level in pool.levels or ():
+            if not 0 <= level <= 1:
+                text = f"{level} is no quantile; levels lie between 0 and 1"
+                yield Fault(place(section, "levels"), text)
+        yield from _check_bins(section, pool)
+
+
+def _check_bins(section: str, pool: Pool) -> Iterator[Fault]:
+    """Yield keys that a pool of its kind has no use for, and bins that are none."""
+    binned = ("edges", "bins", "low", "high")
+    own = {"quantiles": ("levels",), "histogram": binned, "density": binned}
+    for key in ("levels", *binned):
+        if getattr(pool, key) is not None and key not in own.get(pool.kind, ()):
+            kinds = " or ".join(kind for kind, keys in own.items() if key in keys)
+            yield Fault(place(section, key), f"is for a {kinds}, not for a {pool.kind}")
+    if pool.kind in ("histogram", "density"):
+        try:
+            find_edges(pool)
+        except ValueError as error:
+            yield Fault(place(section), str(error))
 
 
 def _check_bands(spec: Spec) -> Iterator[Fault]:

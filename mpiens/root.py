@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -16,20 +17,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens import growth, journal, model, provenance, store, streams, summary
+from mpiens import (
+    growth,
+    journal,
+    model,
+    provenance,
+    shelf,
+    steps,
+    store,
+    streams,
+    summary,
+)
+from mpiens.aggregation import Aggregation
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
-from mpiens.outcome import Batch, Failure, Tasks
+from mpiens.outcome import Batch, Failure, StepResult, Tasks
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import locate_faults, read
 from mpiens.row import Described, Row, settle
 from mpiens.shard import Shard, default_file
-from mpiens.spec import Spec
+from mpiens.shelf import Shelf
+from mpiens.spec import Spec, Step, to_text
 from mpiens.store import PARTIAL, Store
-from mpiens.workqueue import Ending
+from mpiens.workqueue import Ending, Gate
 
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
 
@@ -105,6 +118,8 @@ class Root:
         self._lock: Lock | None = None
         self._reason = ""
         self._trouble: OSError | None = None
+        self._shelf: Shelf | None = None
+        self._aggregation: Aggregation | None = None
 
     @property
     def row(self) -> Row | None:
@@ -127,6 +142,16 @@ class Root:
                 longest_first = np.r_[0, longest_first[longest_first != 0]]
             tasks = tasks[longest_first]
         return tasks.astype(np.int64)
+
+    @property
+    def gate(self) -> Gate | None:
+        """Which tasks wait for their scenario to be prepared."""
+        if self._spec.prepare is None:
+            return None
+        scenarios = range(len(self._spec.scenarios))
+        numbers = [self._spec.step(Step.PREPARE, index) for index in scenarios]
+        done = [self._key(index) in self._shelved for index in scenarios]
+        return Gate(np.array(numbers, dtype=np.int64), np.array(done))
 
     @property
     def scouts(self) -> Tasks:
@@ -154,13 +179,14 @@ class Root:
         if reading.spec is not None:
             spec = reading.spec
             try:
-                signature = ask_child(lambda: model.inspect_model(spec), self._look)
+                signature = ask_child(lambda: steps.inspect_all(spec), self._look)
             except SpecError as error:
                 faults += locate_faults(error.faults, request.spec)
         if reading.spec is None or faults:
             raise SpecError(faults, str(request.spec))
         self._spec = reading.spec
         self._code = signature.code
+        self._aggregate_code = signature.aggregate_code
         self._parameters = model.fill_parameters(self._spec, signature)
         costs = model.hint_costs(self._spec, self._parameters)
         self._costs = None if costs is None else np.array(costs)
@@ -175,6 +201,9 @@ class Root:
 
     def release(self) -> None:
         """Let others write the file."""
+        if self._shelf is not None:
+            self._shelf.close()
+            self._shelf = None
         if self._lock is not None:
             self._lock.release()
 
@@ -184,7 +213,7 @@ class Root:
         self._tally = Tally(done + len(self.pending), done, self._ranks)
         if self._store is not None:
             self._tally.failed_before = int((self._store.status == FAILED).sum())
-        self._spent = np.zeros((len(self._spec.scenarios), 2))
+        self._spent = np.zeros((len(self._spec.scenarios) + len(Step), 2))
         if self._store is not None:  # what earlier runs took counts too
             tasks = np.flatnonzero(self._store.status == DONE)
             seconds = self._store.read("/tasks/seconds").reshape(-1)[tasks]
@@ -220,8 +249,27 @@ class Root:
         self._spend(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
+    def keep(self, result: StepResult, rank: int) -> None:
+        """Keep what has been prepared for a scenario."""
+        del rank
+        scenario = self._spec.scenario_of(result.task)
+        self._shelved.put(self._key(scenario), result.data)
+        self._spend(np.array([result.task]), np.array([result.seconds]))
+        self._running.busy += result.seconds
+
+    def inputs(self, scenario: int) -> bytes:
+        """Return what has been prepared for a scenario."""
+        return self._shelved.get(self._key(scenario))
+
+    def aggregation(self) -> Aggregation:
+        """Return what deals the scenarios' last steps, all rows being there."""
+        self._aggregation = Aggregation(self._file, self._shelved, self._aggregate_code)
+        return self._aggregation
+
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task, with all that is needed to look into it."""
+        if failure.task >= self._spec.tasks:
+            return  # the tasks that wait for this step fail, and tell of it
         shard = self._request.shard
         if shard is not None and not shard.owns(np.array(failure.task)):
             return
@@ -240,12 +288,13 @@ class Root:
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             known = self._spent[:, 0] / self._spent[:, 1]
+        known, steps_known = np.split(known, [len(self._spec.scenarios)])
         if (measured := np.isfinite(known)).any() and not measured.all():
             guess = np.full(len(known), known[measured].max())
             if self._costs is not None and (hinted := self._costs[measured]).all():
                 guess = self._costs * np.mean(known[measured] / hinted)
             known = np.where(measured, known, guess)
-        return np.asarray(known[tasks // self._spec.replicates])
+        return np.asarray(np.r_[known, steps_known][self._group(tasks)])
 
     def tick(self) -> bool:
         """Show progress where it is time to; whether the run is hopeless."""
@@ -306,7 +355,7 @@ class Root:
     def finish(self) -> int:
         """Complete the file, give it its name, and say how it went."""
         if self._tally is None:
-            failed = int((self._file.status == FAILED).sum())
+            failed = count_failed(self._file)
             text = f"{self._request.file} is complete: nothing to do"
             print(f"mpiens: {text}", file=sys.stderr)
             self._file.close()
@@ -316,9 +365,11 @@ class Root:
         closing = {
             "spec": self._spec.to_json(),
             "model_code": self._code,
+            **(self._aggregation.finish() if self._aggregation else {}),
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
         complete(file, self._request.file, closing)
+        shelf.clear(self._partial)
         tally = self._tally
         print(
             f"mpiens: {tally.total:,} tasks, {failed} failed, "
@@ -327,18 +378,15 @@ class Root:
             f"busy; {self._request.file}",
             file=sys.stderr,
         )
-        return SOME_FAILED if failed else COMPLETE
+        if aggregates := closing.get("aggregates_failed"):
+            print(f"mpiens: {aggregates} aggregates failed", file=sys.stderr)
+        return SOME_FAILED if failed or aggregates else COMPLETE
 
     def _describe(self, failure: Failure) -> str:
         """Return the text of a failure: where, with what, how often, and why."""
         index, replicate = self._spec.locate(failure.task)
         scenario = self._spec.scenarios[index]
-        [stream] = streams.make(
-            self._spec.ensemble.seed,
-            [scenario.name],
-            [replicate],
-            common=self._spec.common,
-        )
+        [stream] = streams.of(self._spec, [failure.task])
         return (
             f"scenario {scenario.name!r}, replicate {replicate}, attempt "
             f"{failure.attempts}, parameters {dict(scenario.parameters)}, seed "
@@ -363,9 +411,34 @@ class Root:
         return file.with_name(file.name + PARTIAL)
 
     def _spend(self, tasks: Tasks, seconds: NDArray[np.float64]) -> None:
-        scenarios = tasks // self._spec.replicates
-        np.add.at(self._spent[:, 0], scenarios, seconds)
-        np.add.at(self._spent[:, 1], scenarios, 1)
+        groups = self._group(tasks)
+        np.add.at(self._spent[:, 0], groups, seconds)
+        np.add.at(self._spent[:, 1], groups, 1)
+
+    def _group(self, numbers: Tasks) -> Tasks:
+        """Return what takes a like time: tasks of a scenario, or steps of a kind."""
+        scenarios = len(self._spec.scenarios)
+        steps = scenarios + (numbers - self._spec.tasks) // scenarios
+        tasks = numbers // self._spec.replicates
+        return np.where(numbers < self._spec.tasks, tasks, steps)
+
+    @property
+    def _shelved(self) -> Shelf:
+        """What scenarios' steps have made in this run and in earlier ones."""
+        if self._shelf is None:
+            self._shelf = Shelf(self._partial)
+        return self._shelf
+
+    def _key(self, scenario: int) -> bytes:
+        """Return a hash of all that a scenario's preparation depends on."""
+        own = self._spec.scenarios[scenario]
+        document = self._spec.document()
+        parts = [
+            *("prepare", self._code, own.name, to_text(dict(own.parameters))),
+            *(str(self._spec.ensemble.seed), repr(document.get("shared"))),
+            repr(document.get("prepare")),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).digest()
 
     def _count(self, tasks: int, seconds: float, failed: int = 0) -> None:
         self._running.finished += tasks
@@ -379,11 +452,12 @@ class Root:
         fresh, retry = self._request.fresh, self._request.retry_failed and not again
         if fresh and not again:
             begun.unlink(missing_ok=True)
+            shelf.clear(begun)
         old: Store | None = None
         if complete.exists() and not fresh:
             old = Store(complete)
             change = self._compare(old)
-            if change.none and not (retry and (old.status == FAILED).any()):
+            if change.none and not (retry and count_failed(old)):
                 self._store = old
                 return True
         if begun.exists():
@@ -414,6 +488,8 @@ class Root:
         change = growth.compare(
             before.spec, self._spec, before.parameters, self._parameters
         )
+        if old.attributes.get("aggregate_code") not in (None, self._aggregate_code):
+            change = dataclasses.replace(change, relays=True)
         ways = "; use --fresh to start over, or -o to write another file"
         text = f"has changed since {old.path} was begun{ways}"
         faults = [Fault(where, text) for where in change.refused]
@@ -453,6 +529,12 @@ class Root:
         return Store(self._partial, writable=True)
 
 
+def count_failed(file: Store) -> int:
+    """Return how many tasks, and aggregates of a complete file, have failed."""
+    aggregates = int(file.attributes.get("aggregates_failed", 0))
+    return int((file.status == FAILED).sum()) + aggregates
+
+
 def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
     """Finish a file whose rows and bands are there: digest, attributes, and its name.
 
@@ -478,7 +560,7 @@ def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
 def _slim(file: Store, target: Path) -> Path:
     """Copy a file without the rows that are not kept."""
     attributes = Store(file.path).attributes
-    own = ("mpiens_format", "spec", "outputs", "parameter_names")
+    own = ("mpiens_format", "spec", "outputs", "aggregates", "parameter_names")
     rest = {name: v for name, v in attributes.items() if name not in own}
     new = store.lay_down(target, file.layout, rest, slim=True)
     slim = Store(new, writable=True)

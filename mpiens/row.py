@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens.spec import Spec
+from mpiens.spec import RAGGED, Spec
 
 Described = Mapping[str, tuple[tuple[int, ...], str]]
 """Output name to (shape, dtype), as the first task that succeeded returned it."""
@@ -30,6 +30,7 @@ class Output:
     shape: tuple[int, ...]
     dtype: str
     padded: bool = False  # shorter rows are filled up with NaN
+    ragged: bool = False  # so is every row, and its length is stored beside it
     boolean: bool = False  # stored as int8, as netCDF has no booleans
     keep: bool = True
     finite: bool = False  # NaN and infinity are faults
@@ -67,6 +68,11 @@ class Output:
             row = np.full(self.shape, self.fill, dtype=stored)
             row[: given.shape[0]] = given
             return row
+        if self.padded and given.shape[1:] == self.shape[1:] and given.ndim:
+            raise OutputError(
+                f"output {self.name!r} has {given.shape[0]:,} entries, and its length "
+                f"in the spec is {self.shape[0]:,}; give it a larger one"
+            )
         raise OutputError(
             f"output {self.name!r} has shape {given.shape} here and shape "
             f"{self.shape} in the file"
@@ -88,9 +94,24 @@ class Row:
     outputs: tuple[Output, ...]
 
     @cached_property
+    def stored(self) -> tuple[Output, ...]:
+        """The arrays that a row is stored as: the lengths of ragged ones are some."""
+        lengths = (
+            Output(f"{o.name}.length", (), (), "<i8", keep=o.keep)
+            for o in self.outputs
+            if o.ragged
+        )
+        return *self.outputs, *lengths
+
+    @cached_property
+    def banded(self) -> tuple[Output, ...]:
+        """The outputs that have bands: entries of ragged ones do not correspond."""
+        return tuple(o for o in self.outputs if not o.ragged)
+
+    @cached_property
     def dtype(self) -> np.dtype[np.void]:
         """The structured type of one row; packed, so that its bytes are the data."""
-        return np.dtype([(o.name, o.dtype, o.shape) for o in self.outputs])
+        return np.dtype([(o.name, o.dtype, o.shape) for o in self.stored])
 
     def fill(self, row: Any, returned: Mapping[str, Any]) -> None:
         """Put a model's outputs into one row; OutputError where one is wrong."""
@@ -106,6 +127,8 @@ class Row:
             raise OutputError(f"output {name!r} {what}; the file holds {known}")
         for output in self.outputs:
             row[output.name] = output.cast(returned[output.name])
+            if output.ragged:
+                row[f"{output.name}.length"] = len(returned[output.name])
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
@@ -146,6 +169,13 @@ def describe(spec: Spec, returned: Any) -> Described:
             f"output {sorted(missing)[0]!r} stands in the spec, and the model "
             f"returned {got}"
         )
+    pools = spec.aggregate.pools.items() if spec.aggregate else ()
+    for name, pool in pools:
+        if pool.output is not None and pool.output not in described:
+            raise OutputError(
+                f"output {pool.output!r} stands in [aggregate.{name}], and the model "
+                f"returned {', '.join(described)}"
+            )
     found = {n: (a.shape, a.dtype.str) for n, a in described.items()}
     for output in settle(spec, found).outputs:
         output.cast(described[output.name])
@@ -173,7 +203,7 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
         raise OutputError(f"output {name!r} is no name; use letters, digits, and _")
     dims = tuple(f"{name}_{axis}" for axis in range(len(shape)))
     if wanted is None:
-        stored, boolean = _storage(np.dtype(dtype))
+        stored, boolean = find_storage(np.dtype(dtype))
         return Output(name, dims, shape, stored, boolean=boolean)
     if wanted.dims is not None and len(wanted.dims) != len(shape):
         raise OutputError(
@@ -193,13 +223,17 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
         raise OutputError(
             f"output {name!r} has no dimension, and 'peak_time' needs one"
         )
-    stored, boolean = _storage(given)
+    stored, boolean = find_storage(given)
+    if wanted.dims is not None:
+        own = f"{name}_entry"
+        dims = tuple(own if dim == RAGGED else dim for dim in wanted.dims)
     return Output(
         name=name,
-        dims=wanted.dims if wanted.dims is not None else dims,
+        dims=dims,
         shape=shape,
         dtype=stored,
         padded=wanted.length is not None,
+        ragged=wanted.ragged,
         boolean=boolean,
         keep=wanted.keep,
         finite=wanted.finite,
@@ -208,7 +242,7 @@ def _settle_output(spec: Spec, name: str, shape: tuple[int, ...], dtype: str) ->
     )
 
 
-def _storage(given: np.dtype[Any]) -> tuple[str, Any]:
+def find_storage(given: np.dtype[Any]) -> tuple[str, Any]:
     """Return (dtype as stored, whether it was boolean): netCDF's types only."""
     if given.kind == "b":
         return "<i1", True

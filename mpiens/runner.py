@@ -31,20 +31,33 @@ from mpiens import streams
 from mpiens.child import (
     Cell,
     Channel,
+    ChildDied,
     Ended,
     adopt_orphans,
+    ask_child,
     children,
     collect_ended,
     end_children,
+    end_like,
     fork,
     has_ended,
     on_standard_error,
     watch_parent,
 )
 from mpiens.model import Model, format_failure
-from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
+from mpiens.outcome import (
+    RECORD,
+    Batch,
+    Description,
+    Failure,
+    Inputs,
+    StepResult,
+    Tasks,
+)
 from mpiens.row import Row, as_bytes, checksum, describe
 from mpiens.spec import Spec
+from mpiens.steps import Steps
+from mpiens.streams import Stream
 
 Send = Callable[[int, bytes], None]
 TAIL = 64 << 10  # bytes kept of what a model prints
@@ -57,7 +70,11 @@ _OWN = re.compile(  # lines of a crash that lead to the model, and tell nothing 
 )
 CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # kinds of frames; the first two go to a runner, the others come from it
-ROW, TASKS, BATCH, FAILURE, DESCRIBE = range(5)
+ROW, TASKS, BATCH, FAILURE, DESCRIBE, STEP = range(6)
+
+
+class Told(Exception):  # noqa: N818  (it brings the text of another one)
+    """A model's exception in a process of its own, as text."""
 
 
 class Watch:
@@ -76,6 +93,7 @@ class Watch:
     def begin(self, task: int) -> None:
         """A task begins now."""
         self._cell.write(task)
+        self._process = os.getpid()
         if self._files:  # so that what is printed can be told apart by task
             with suppress(OSError):
                 os.write(1, _MARK % task)
@@ -132,6 +150,7 @@ class Executor:
         self._row: Row | None = None
         self._held: list[tuple[Any, ...]] = []
         self.model = Model(spec, shared)
+        self._steps = Steps(spec, self.model)
 
     def settle(self, row: Row) -> None:
         """The layout is known now: hand on what has been held back for it."""
@@ -142,37 +161,63 @@ class Executor:
         batch.flush()
         self._held = []
 
-    def execute(self, tasks: Tasks, attempts: int) -> None:
-        """Run a range of tasks."""
-        located = [self._spec.locate(int(task)) for task in tasks]
-        names = [self._spec.scenarios[scenario].name for scenario, _ in located]
-        made = streams.make(
-            self._spec.ensemble.seed,
-            names,
-            [replicate for _, replicate in located],
-            common=self._spec.common,
-        )
+    def execute(self, tasks: Tasks, attempts: int, inputs: Inputs) -> None:
+        """Run a range of tasks, or of scenarios' steps."""
+        numbers = tasks.tolist()
         batch = _Packer(self._row, len(tasks), self._send) if self._row else None
-        for task, stream in zip(tasks.tolist(), made, strict=True):
-            self._watch.begin(task)
+        for task, stream in zip(numbers, streams.of(self._spec, numbers), strict=True):
+            step, scenario = self._spec.step_of(task)
+            given = inputs.get(scenario, b"")
             start = time.perf_counter()
             try:
-                returned = self.model.run(task, stream)
+                returned = self._call(task, stream, given)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # also SystemExit: it is the model's fault
-                self._watch.end()
                 self._fail(task, attempts, time.perf_counter() - start, error)
                 continue
             seconds = time.perf_counter() - start
-            self._watch.end()
-            if batch is None:
+            if step is not None:
+                done = StepResult(task, attempts, seconds, returned)
+                self._send(STEP, pickle.dumps(done))
+            elif batch is None:
                 self._hold(task, attempts, seconds, returned)
             else:
                 self._pack(batch, task, attempts, seconds, returned)
         self._watch.rest()
         if batch is not None:
             batch.flush()
+
+    def _call(self, task: int, stream: Stream, given: bytes) -> Any:
+        """Run one task, be it in a fork that ends with all the model leaves behind."""
+
+        step, scenario = self._spec.step_of(task)
+
+        def act() -> Any:
+            self._watch.begin(task)
+            try:
+                if step is not None:
+                    return self._steps.run(step, scenario, stream, given)
+                return self.model.run(task, stream, given)
+            finally:
+                self._watch.end()
+
+        if not self._spec.fresh:
+            return act()
+        try:
+            returned, told = ask_child(lambda: self._answer(act))
+        except ChildDied as news:
+            end_like(news.code)  # for the supervisor to say why, and whose fault it is
+        if told is not None:
+            raise Told(told)
+        return pickle.loads(returned)
+
+    def _answer(self, act: Callable[[], Any]) -> tuple[bytes, str | None]:
+        """Return what a task returned, pickled, or the text of what it raised."""
+        try:
+            return pickle.dumps(act()), None
+        except BaseException as error:
+            return b"", self._tell(error)
 
     def _hold(self, task: int, attempts: int, seconds: float, returned: Any) -> None:
         try:
@@ -200,12 +245,18 @@ class Executor:
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
         flush_standard()  # what it printed is part of what happened
+        failure = Failure(task, attempts, seconds, self._tell(error))
+        self._send(FAILURE, pickle.dumps(failure))
+
+    def _tell(self, error: BaseException) -> str:
+        """Return the text of a failure."""
+        if isinstance(error, Told):
+            return str(error)
         text = format_failure(error)
         limit = self._spec.limits.task_memory
         if isinstance(error, MemoryError) and limit is not None:
             text += f"the task may allocate task_memory = {limit} bytes\n"
-        failure = Failure(task, attempts, seconds, text)
-        self._send(FAILURE, pickle.dumps(failure))
+        return text
 
 
 class _Packer:
@@ -296,6 +347,11 @@ class Process:
         with suppress(OSError, ValueError):
             select.select(ends, [], [], seconds)
 
+    @property
+    def processes(self) -> set[int]:
+        """The runner, and its fork that runs the model, where there is one."""
+        return {self.pid, self.cell.process or self.pid}
+
     def printed(self, task: int) -> str:
         """Return the end of what a task has printed."""
         _, mark, after = bytes(self.tail).rpartition(_MARK % task)
@@ -310,7 +366,7 @@ class Process:
     def end(self) -> None:
         """End the runner once it has printed where it is, be it in a C function."""
         with suppress(ProcessLookupError):
-            os.kill(self.pid, WHERE)
+            os.kill(self.cell.process or self.pid, WHERE)
 
     def tidy(self) -> None:
         """Collect what the model started, left alone, and has ended."""
@@ -355,7 +411,7 @@ class Inline:
     def __post_init__(self) -> None:
         self._frames: deque[tuple[int, bytearray]] = deque()
         self._orders: deque[tuple[int, bytes]] = deque()
-        self.pid = os.getpid()
+        self.processes = {os.getpid()}
         watch = Watch(self.cell)
         with on_standard_error():
             self._executor = Executor(self.spec, self.shared, self._collect, watch)
@@ -414,8 +470,7 @@ def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
     if kind == ROW:
         executor.settle(order)
     else:
-        tasks, attempts = order
-        executor.execute(tasks, attempts)
+        executor.execute(*order)
 
 
 def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -15,13 +16,22 @@ from annotated_types import Ge, Gt
 
 Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
-INJECTED = ("rng", "seed", "shared", "scenario", "replicate")
+PoolKind = Literal["count", "mean", "sum", "quantiles", "histogram", "density"]
+INJECTED = ("rng", "seed", "shared", "scenario", "replicate", "prepared")
 RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
-    *("parameters", "series", "bands", "summary", "comparison"),
+    *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
 )
 DEFAULT_SCENARIO = "default"
+RAGGED = "*"  # a dimension whose length differs from replicate to replicate
 _STRICT = {"extra": "forbid", "strict": True}
+
+
+class Step(IntEnum):
+    """What is run once per scenario, before its replicates or after them."""
+
+    PREPARE = 0
+    AGGREGATE = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,43 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """A step per scenario, run once before its replicates."""
+
+    __pydantic_config__ = _STRICT
+    call: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A number, or an array of them, made of one output of all of a scenario's tasks.
+
+    ``edges``, or else ``bins`` of equal width from ``low`` to ``high`` (of equal ratio
+    where ``scale`` is log), are those of a histogram or density.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: PoolKind
+    output: str | None = None
+    levels: tuple[float, ...] | None = None
+    edges: tuple[float, ...] | None = None
+    bins: Annotated[int, Ge(1)] | None = None
+    low: float | None = None
+    high: float | None = None
+    scale: Literal["linear", "log"] = "linear"
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What is made of all replicates of a scenario: by a function, or by mpiens."""
+
+    __pydantic_config__ = _STRICT
+    call: str | None = None
+    target: str | None = None
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Output:
     """What the user says of one output; what is None comes from the first task."""
 
@@ -57,6 +104,11 @@ class Output:
     keep: bool = True
     finite: bool = False
     length: Annotated[int, Ge(1)] | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether lengths differ from replicate to replicate."""
+        return self.dims is not None and RAGGED in self.dims
 
 
 @dataclass(frozen=True)
@@ -101,9 +153,12 @@ class Spec:
     bases: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     sweep: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     shared: Shared | None = None
+    prepare: Prepare | None = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
+    aggregate: Aggregate | None = None
     bands: Bands = field(default_factory=Bands)
     limits: Limits = field(default_factory=Limits)
+    fresh: bool = False
     folder: str = "."
 
     @cached_property
@@ -151,6 +206,21 @@ class Spec:
         """Return the task of a (scenario, replicate)."""
         return scenario * self.replicates + replicate
 
+    def step(self, kind: Step, scenario: int) -> int:
+        """Return the number of a scenario's step: those after the last task."""
+        return self.tasks + kind * len(self.scenarios) + scenario
+
+    def scenario_of(self, number: int) -> int:
+        """Return the scenario of a task or step."""
+        return self.step_of(number)[1]
+
+    def step_of(self, number: int) -> tuple[Step | None, int]:
+        """Return (step, scenario) of a number that the queue deals; None for a task."""
+        if number < self.tasks:
+            return None, number // self.replicates
+        kind, scenario = divmod(number - self.tasks, len(self.scenarios))
+        return Step(kind), scenario
+
     @cached_property
     def baselines(self) -> tuple[int | None, ...]:
         """For each scenario the index of the one it is compared with, or None."""
@@ -170,7 +240,9 @@ class Spec:
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
             "shared": _drop_none(self.shared) if self.shared else {},
+            "prepare": _drop_none(self.prepare) if self.prepare else {},
             "outputs": {n: _drop_none(own) for n, own in self.outputs.items()},
+            "aggregate": _write_aggregate(self.aggregate) if self.aggregate else {},
             "bands": _drop_none(self.bands),
             "limits": _drop_none(self.limits),
         }
@@ -222,6 +294,11 @@ def decode_date(table: dict[str, Any]) -> Any:
         if table.keys() == {f"__{kind.__name__}__"}:
             return kind.fromisoformat(table[f"__{kind.__name__}__"])
     return table
+
+
+def _write_aggregate(section: Aggregate) -> dict[str, Any]:
+    pools = {name: _drop_none(pool) for name, pool in section.pools.items()}
+    return {k: v for k, v in _drop_none(section).items() if k != "pools"} | pools
 
 
 def _drop_none(section: Any) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Store:
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
         self._places: dict[str, Place] = {}
+        self._protected = False
         with open_file(path) as file:
             self.attributes: dict[str, Any] = dict(file.attrs)
             if self.attributes.get("mpiens_format") != FORMAT:
@@ -127,7 +128,7 @@ class Store:
         for run in np.split(np.arange(len(tasks)), breaks):
             records, rows = batch.records[run], batch.rows[run]
             first = int(records["task"][0])
-            for output in self.layout.row.outputs:
+            for output in self.layout.row.stored:
                 self._write_tasks(f"/series/{output.name}", first, rows[output.name])
             for name in ("seconds", "attempts", "checksum"):
                 self._write_tasks(f"/tasks/{name}", first, records[name])
@@ -136,7 +137,7 @@ class Store:
 
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task, and its text while there is room in the table."""
-        for output in self.layout.row.outputs:
+        for output in self.layout.row.stored:
             fill = np.full((1, *output.shape), output.fill, dtype=output.dtype)
             self._write_tasks(f"/series/{output.name}", failure.task, fill)
         values = {"seconds": failure.seconds, "attempts": failure.attempts}
@@ -167,8 +168,14 @@ class Store:
         tasks = self.read("/failures/task")
         for line in np.argsort(tasks, kind="stable").tolist():
             task = int(tasks[line])
-            if task >= 0 and self.status[task] == FAILED:
+            step = task >= len(self.status)
+            if step or (task >= 0 and self.status[task] == FAILED):
                 yield task, texts[line].decode(errors="replace")
+
+    def forget_steps(self) -> None:
+        """Take the failures of scenarios' steps out of the table."""
+        for line in np.flatnonzero(self.read("/failures/task") >= len(self.status)):
+            self._write_tasks("/failures/task", int(line), np.array([-1]))
 
     def forget(self, tasks: NDArray[np.int64]) -> None:
         """Call tasks pending again."""
@@ -178,7 +185,7 @@ class Store:
     def row(self, task: int) -> NDArray[np.void]:
         """Read the row of one task; shape (1,)."""
         row = np.zeros(1, self.layout.row.dtype)
-        for output in self.layout.row.outputs:
+        for output in self.layout.row.stored:
             place = self._places.get(f"/series/{output.name}")
             if place is None:
                 text = f"rows of {output.name!r} are not kept in this file"
@@ -236,7 +243,7 @@ class Store:
                 if checksum(row.tobytes()) != int(columns["checksum"][source]):
                     broken.append(source)
                     continue
-                for output in self.layout.row.outputs:
+                for output in self.layout.row.stored:
                     path = f"/series/{output.name}"
                     self._write_tasks(path, target, row[output.name])
             for name in _COLUMNS:
@@ -261,25 +268,54 @@ class Store:
         whole = hashlib.sha256()
         entered = ("/scenario", "/level", "/parameters/", "/bands/", "/summary/")
         for dataset in self.layout.datasets():
-            if dataset.path.startswith((*entered, "/tasks/status")):
+            if dataset.path.startswith((*entered, "/aggregate/", "/tasks/status")):
                 _enter(whole, dataset.path, dataset.dims, dataset.dtype, dataset.shape)
                 if dataset.data is not None:
                     whole.update(json.dumps(dataset.data.tolist()).encode())
                 else:
                     for block in self._blocks(self._places[dataset.path]):
                         whole.update(block)
-        for output in self.layout.row.outputs:
+        for output in self.layout.row.stored:
             path = f"/series/{output.name}"
             _enter(whole, path, output.dims, output.dtype, output.shape)
         sums = self.read("/tasks/checksum").reshape(-1)
         whole.update(np.where(self.status == DONE, sums, 0).tobytes())
         return whole.hexdigest()
 
+    def extend(self, aggregates: tuple[Output, ...], made: Mapping[str, Any]) -> None:
+        """Add what was made of each scenario; a kill in the midst is undone by restore.
+
+        Each is an array over the scenarios.
+        """
+        self._protect()
+        self.layout = dataclasses.replace(self.layout, aggregates=aggregates)
+        datasets = list(self.layout.extension())
+        needed = sum(dataset.nbytes + 4096 for dataset in datasets)
+        reserve(self.path, needed + METADATA)
+        with h5py.File(self.path, "r+", locking=False) as file:
+            file.attrs["aggregates"] = _write_outputs(aggregates)
+            for act in (_create, _attach):
+                for dataset in datasets:
+                    act(file, dataset)
+                    file.flush()
+            file.visititems(self._note)
+        for dataset in datasets:
+            name = dataset.path.rpartition("/")[2]
+            data = made[name] if dataset.data is None else dataset.data
+            self.write_all(dataset.path, data)
+
     def complete(self, attributes: Mapping[str, Any]) -> None:
         """Write the last attributes; a kill in the midst of it is undone by restore."""
-        journal.protect(self.path, [place.extent for place in self._places.values()])
+        self._protect()
         set_attributes(self.path, attributes)
         self.sync()
+
+    def _protect(self) -> None:
+        """Put aside once what HDF5 may change from now on."""
+        if not self._protected:
+            raw = [place.extent for place in self._places.values()]
+            journal.protect(self.path, raw)
+        self._protected = True
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -388,9 +424,8 @@ def _lay_down(
     with h5py.File(new, "w", locking=False) as file:
         file.attrs["mpiens_format"] = FORMAT
         file.attrs["spec"] = layout.spec.to_json()
-        file.attrs["outputs"] = json.dumps(
-            [dataclasses.asdict(o) for o in layout.row.outputs]
-        )
+        file.attrs["outputs"] = _write_outputs(layout.row.outputs)
+        file.attrs["aggregates"] = _write_outputs(layout.aggregates)
         file.attrs["parameter_names"] = json.dumps(list(layout.parameters))
         if layout.shard is not None:
             file.attrs["shard"] = str(layout.shard)
@@ -495,10 +530,8 @@ def _read_layout(file: h5py.File) -> Layout:
     folder = file.attrs.get("folder", "")
     reading = decode(file.attrs["spec"], f"{folder}/spec.json", is_json=True)
     spec = reading.require()
-    outputs = []
-    for fields in json.loads(file.attrs["outputs"]):
-        lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-        outputs.append(Output(**(fields | lists)))
+    outputs = _read_outputs(file.attrs["outputs"])
+    aggregates = _read_outputs(file.attrs.get("aggregates", "[]"))
     parameters = {}
     for name, item in file.get("parameters", {}).items():
         text = h5py.check_string_dtype(item.dtype) is not None
@@ -508,7 +541,19 @@ def _read_layout(file: h5py.File) -> Layout:
     told = file.attrs.get("shard")
     shard = Shard.parse(told) if told else None
     own = {n: parameters[n] for n in order}
-    return Layout(spec, own, Row(tuple(outputs)), shard)
+    return Layout(spec, own, Row(outputs), shard, aggregates)
+
+
+def _write_outputs(outputs: tuple[Output, ...]) -> str:
+    return json.dumps([dataclasses.asdict(output) for output in outputs])
+
+
+def _read_outputs(text: str) -> tuple[Output, ...]:
+    found = []
+    for fields in json.loads(text):
+        lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        found.append(Output(**(fields | lists)))
+    return tuple(found)
 
 
 def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:

@@ -2,9 +2,10 @@
 
 A stream is ``numpy.random.SeedSequence(entropy=seed, spawn_key=key)`` where the
 key is ``(replicate,)`` under common pairing and ``(hash of the scenario's name,
-replicate)`` under independent pairing.  Making one such sequence costs numpy
-about 6 us; here the words of a whole range are made in one vectorised step and
-are equal to numpy's bit for bit.
+replicate)`` under independent pairing; that of a scenario's step is ``(hash, 0, 1)``
+where it prepares and ``(hash, 0, 2)`` where it aggregates.  Making one such sequence
+costs numpy about 6 us; here the words of a whole range are made in one vectorised
+step and are equal to numpy's bit for bit.
 
 The algorithm is numpy's ``SeedSequence``, which follows M. E. O'Neill,
 "Developing a seed_seq alternative" (2015).
@@ -13,13 +14,15 @@ The algorithm is numpy's ``SeedSequence``, which follows M. E. O'Neill,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.random.bit_generator import ISpawnableSeedSequence
 from numpy.typing import NDArray
+
+from mpiens.spec import Spec
 
 Words = NDArray[np.uint32]
 
@@ -60,14 +63,13 @@ class Stream:
         return np.random.Generator(np.random.PCG64(known))
 
 
-def make(
-    entropy: int, names: Sequence[str], replicates: Sequence[int], *, common: bool
-) -> Iterator[Stream]:
-    """Yield the streams of tasks, given as parallel scenario names and replicates."""
-    keys = [
-        spawn_key(name, replicate, common=common)
-        for name, replicate in zip(names, replicates, strict=True)
-    ]
+def of(spec: Spec, numbers: Iterable[int]) -> Iterator[Stream]:
+    """Yield the streams of tasks, or of scenarios' steps, by their numbers."""
+    return make(spec.ensemble.seed, [_key(spec, number) for number in numbers])
+
+
+def make(entropy: int, keys: Sequence[tuple[int, ...]]) -> Iterator[Stream]:
+    """Yield the streams with these spawn keys."""
     for key, words in zip(keys, state_words(entropy, keys), strict=True):
         yield Stream(entropy, key, words)
 
@@ -92,6 +94,14 @@ def state_words(entropy: int, keys: Sequence[tuple[int, ...]]) -> Words:
         ).T
         words[indices] = _generate(_mix_entropy(columns)).T
     return words
+
+
+def _key(spec: Spec, number: int) -> tuple[int, ...]:
+    step, scenario = spec.step_of(number)
+    name = spec.scenarios[scenario].name
+    if step is None:
+        return spawn_key(name, number % spec.replicates, common=spec.common)
+    return hash_name(name), 0, 1 + step  # no task's key is that long
 
 
 def _split(number: int) -> list[int]:

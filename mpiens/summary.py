@@ -152,7 +152,7 @@ def make_bands(
     """
     done = status.reshape(layout.by_task) == DONE
     with contextlib.closing(Hyperslabs(team, path)) as file:
-        for output in layout.row.outputs:
+        for output in layout.row.banded:
             name = f"/bands/{output.name}"
             itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
             slabs = [
@@ -249,7 +249,7 @@ def _read_rows(
 ) -> NDArray[np.void]:
     """Read whole rows of some replicates of one scenario."""
     rows = np.zeros(part.stop - part.start, layout.row.dtype)
-    for output in layout.row.outputs:
+    for output in layout.row.stored:
         whole = tuple(slice(0, size) for size in output.shape)
         here = (slice(scenario, scenario + 1), part, *whole)
         rows[output.name] = file.read(f"/series/{output.name}", here)[0]

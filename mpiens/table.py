@@ -175,11 +175,13 @@ class Table:
         yield f"{done:,} of {total:,} tasks done, {failed} failed: {state}"
         spec = self._layout.spec
         for task, text in list(self._store.failures())[:FAILURES_SHOWN]:
-            scenario, replicate = spec.locate(task)
+            step, scenario = spec.step_of(task)
+            replicate = task % spec.replicates
+            what = f"replicate {replicate}" if step is None else "aggregate"
             why = text.partition(PRINTED)[0]  # the exception stands last in it
             last = [line for line in why.strip().splitlines() if line][-1]
             name = spec.scenarios[scenario].name
-            yield f"failed: scenario {name}, replicate {replicate}: {last}"
+            yield f"failed: scenario {name}, {what}: {last}"
         if self.digest:
             took = format_seconds(float(attributes["seconds"]))
             yield f"digest {self.digest}"

@@ -13,13 +13,22 @@ import numpy as np
 
 from mpiens.child import Ended, is_stopped
 from mpiens.heartbeat import Stillness
-from mpiens.outcome import PRINTED, Batch, Description, Failure, Tasks
+from mpiens.outcome import (
+    PRINTED,
+    Batch,
+    Description,
+    Failure,
+    Inputs,
+    StepResult,
+    Tasks,
+)
 from mpiens.row import Row
 from mpiens.runner import (
     BATCH,
     DESCRIBE,
     FAILURE,
     ROW,
+    STEP,
     TASKS,
     WHERE,
     Runner,
@@ -45,9 +54,11 @@ class Worker:
 
     start: Callable[[], Runner]
     limits: Limits = field(default_factory=Limits)
+    scenario_of: Callable[[int], int] = int
     _orders: deque[tuple[Tasks, int]] = field(default_factory=deque)
     _given: dict[int, int] = field(default_factory=dict)  # task to attempt
     _held: set[int] = field(default_factory=set)  # run, but held back by the runner
+    _inputs: dict[int, bytes] = field(default_factory=dict)  # by scenario
     _strays: Counter[int] = field(default_factory=Counter)
     _row: Row | None = None
     _overdue: tuple[int, float] = (-1, 0.0)  # a task that takes too long, and its start
@@ -71,9 +82,16 @@ class Worker:
         ordered = [task for tasks, _ in self._orders for task in tasks.tolist()]
         return [*self._given, *ordered]
 
-    def deal(self, tasks: Tasks) -> None:
-        """Take a range of tasks."""
+    def deal(self, tasks: Tasks, inputs: Inputs | None = None) -> None:
+        """Take a range of tasks, and inputs of scenarios where they are new.
+
+        Those of the last range's scenarios, and of all claims, are kept.
+        """
         self._orders.append((tasks, 1))
+        self._inputs.update(inputs or {})
+        if self._inputs:
+            needed = {self.scenario_of(task) for task in self.claims}
+            self._inputs = {k: v for k, v in self._inputs.items() if k in needed}
 
     def drop(self) -> None:
         """Forget what the runner has not begun; the rest may still end."""
@@ -99,7 +117,11 @@ class Worker:
         if self.idle and self._orders:
             tasks, attempt = self._orders.popleft()
             self._given.update(dict.fromkeys(tasks.tolist(), attempt))
-            self.runner.send(TASKS, pickle.dumps((tasks, attempt)))
+            inputs: Inputs = {}
+            if self._inputs:
+                wanted = {self.scenario_of(task) for task in tasks.tolist()}
+                inputs = {k: v for k, v in self._inputs.items() if k in wanted}
+            self.runner.send(TASKS, pickle.dumps((tasks, attempt, inputs)))
         ended = False
         try:
             for kind, data in self.runner.poll():
@@ -128,6 +150,10 @@ class Worker:
             for task in Batch.tasks_of(data):
                 self._forget(task)
             yield kind, data
+        elif kind == STEP:
+            done: StepResult = pickle.loads(data)
+            self._forget(done.task)
+            yield kind, data
         else:
             failure: Failure = pickle.loads(data)
             self._forget(failure.task)
@@ -154,14 +180,14 @@ class Worker:
         """End a runner that was stopped, or whose task takes longer than it may."""
         if self._stillness.is_due():
             self.runner.tidy()
-            if self._stillness.lasts(self.runner.pid):
+            if any(self._stillness.lasts(pid) for pid in self.runner.processes):
                 self._stopped = True  # by somebody else: the task is dealt again
                 self.runner.kill()
         limit = self.limits.task_seconds
         if limit is None or self._stopped:
             return
         seconds = self._seconds(time.monotonic())
-        if seconds <= limit or is_stopped(self.runner.pid):
+        if seconds <= limit or any(map(is_stopped, self.runner.processes)):
             return
         if (running := self.runner.cell.read()) != self._overdue:
             self._overdue = running

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from mpiens.deadline import GRACE, Deadline
 from mpiens.heartbeat import Heartbeat
-from mpiens.outcome import Batch, Description, Failure, Tasks
+from mpiens.outcome import Batch, Description, Failure, Inputs, StepResult, Tasks
 from mpiens.row import Described, Row
-from mpiens.runner import BATCH, DESCRIBE, FAILURE
+from mpiens.runner import BATCH, DESCRIBE, FAILURE, STEP
 from mpiens.worker import Worker
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class Sink(Protocol):
 
     def expect(self, tasks: Tasks) -> NDArray[np.float64]:
         """Return the seconds that tasks will take; NaN where nothing is known."""
+
+    def keep(self, result: StepResult, rank: int) -> None:
+        """Keep what a scenario's step has made."""
+
+    def inputs(self, scenario: int) -> bytes:
+        """Return what the next range's tasks of a scenario are given, if anything."""
 
     def tick(self) -> bool:
         """Called often, for progress; whether the run is hopeless and should end."""
@@ -129,7 +135,7 @@ def work(
 def _obey(message: Message, worker: Worker) -> float | None:
     """Do what the manager says; return the seconds that are left where it says stop."""
     if message.tag == TAG_DEAL:
-        worker.deal(np.frombuffer(message.data, dtype=np.int64))
+        worker.deal(*unpack_range(message.data))
     elif message.tag == TAG_ROW:
         worker.settle(pickle.loads(message.data))
     elif message.tag == TAG_STOP:
@@ -139,13 +145,27 @@ def _obey(message: Message, worker: Worker) -> float | None:
     return None
 
 
+def pack_range(tasks: Tasks, inputs: Inputs) -> bytes:
+    """Write a range of tasks, and what they are given, as one message."""
+    head = len(tasks).to_bytes(8, "little") + tasks.tobytes()
+    return head + pickle.dumps(inputs) if inputs else head
+
+
+def unpack_range(data: bytes | bytearray | memoryview) -> tuple[Tasks, Inputs]:
+    """Read a range of tasks, and what they are given."""
+    count = int.from_bytes(data[:8], "little")
+    tasks = np.frombuffer(data, np.int64, count, offset=8)
+    rest = memoryview(data)[8 + tasks.nbytes :]
+    return tasks, pickle.loads(rest) if rest else {}
+
+
 def tasks_of_news(news: list[bytes]) -> list[int]:
     """Return the tasks whose end is told."""
     tasks: list[int] = []
     for data in news:
         if data[0] == BATCH:
             tasks += Batch.tasks_of(memoryview(data)[1:])
-        elif data[0] == FAILURE:
+        elif data[0] in (FAILURE, STEP):
             tasks.append(pickle.loads(data[1:]).task)
     return tasks
 
@@ -158,6 +178,20 @@ class Rank:
     last: int = 0  # tasks of the range it was dealt last
     held: int = 0  # tasks it has run but holds back while no layout is known
     held_bytes: int = 0
+    scenarios: frozenset[int] = frozenset()  # whose inputs it has
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Tasks that wait for a step of their scenario.
+
+    ``steps`` has the number of every scenario's step, and ``done`` says which of them
+    need not be run.  What tasks are given takes some ``nbytes`` a scenario.
+    """
+
+    steps: Tasks
+    done: NDArray[np.bool_]
+    nbytes: int = 1
 
 
 @dataclass
@@ -176,12 +210,16 @@ class Manager:
     row: Row | None
     claims: list[list[int]]  # by rank: tasks dealt by a manager before this one
     scouts: Tasks | None = None  # those that may settle the layout, if not the pending
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
         self._open = set(self.pending.tolist())
         self._claimed = {task for tasks in self.claims for task in tasks}
-        self.pending = self.pending[~np.isin(self.pending, list(self._claimed))]
+        self._blocked: dict[int, Tasks] = {}  # by the step that they wait for
+        todo = self.pending[~np.isin(self.pending, list(self._claimed))]
+        self.pending = todo[:0]
+        self._admit(todo)
         self._seconds = 0.0
         self._finished = 0
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
@@ -288,14 +326,16 @@ class Manager:
                 self._seconds += float(batch.records["seconds"].sum())
         elif kind == FAILURE:
             failure: Failure = pickle.loads(data)
-            if not self._is_news(rank, [failure.task]):
-                return
-            self._finish(rank, [failure.task])
-            self._seconds += failure.seconds
-            self.sink.fail(failure, rank)
-            if self.row is None:
-                self._described[failure.task] = {}
-                self._decide()
+            if self._is_news(rank, [failure.task]):
+                self._finish(rank, [failure.task])
+                self._fail(failure, rank)
+        elif kind == STEP:
+            result: StepResult = pickle.loads(data)
+            if self._is_news(rank, [result.task]):
+                self._finish(rank, [result.task])
+                self._seconds += result.seconds
+                self.sink.keep(result, rank)
+                self._release(result.task)
         elif kind == DESCRIBE:
             news: Description = pickle.loads(data)
             self._ranks[rank].held += 1
@@ -303,6 +343,46 @@ class Manager:
             if self.row is None:
                 self._described[news.task] = news.described
                 self._decide()
+
+    def _fail(self, failure: Failure, rank: int) -> None:
+        self._seconds += failure.seconds
+        waiting = self._blocked.pop(failure.task, None)
+        self.sink.fail(failure, rank)
+        if self.row is None:
+            self._described[failure.task] = {}
+            self._decide()
+        text = f"[prepare] of its scenario failed:\n{failure.text}"
+        for task in [] if waiting is None else waiting.tolist():
+            self._open.discard(task)  # without the step there is no such task
+            self._fail(replace(failure, task=task, seconds=0.0, text=text), rank)
+
+    def _admit(self, tasks: Tasks) -> None:
+        """Put tasks in front, or behind the step that they wait for."""
+        if self.gate is None or not len(tasks):
+            self.pending = np.r_[tasks, self.pending]
+            return
+        scenarios = np.array([self.worker.scenario_of(t) for t in tasks.tolist()])
+        waits = ~self.gate.done[scenarios]
+        steps: list[int] = []
+        waiting: dict[int, list[int]] = {}
+        steps_of = self.gate.steps[scenarios[waits]].tolist()
+        for step, task in zip(steps_of, tasks[waits].tolist(), strict=True):
+            waiting.setdefault(step, []).append(task)
+        for step, own in waiting.items():
+            before = self._blocked.get(step, self.pending[:0])
+            self._blocked[step] = np.r_[before, np.array(own, dtype=np.int64)]
+            if not (step in self._open or step in self._claimed):
+                steps.append(step)
+            self._open.add(step)
+        ready = tasks[~waits], self.pending, np.array(steps, dtype=np.int64)
+        self.pending = np.concatenate(ready)
+
+    def _release(self, step: int) -> None:
+        """Let those tasks be dealt that have waited for a step."""
+        if self.gate is not None:
+            self.gate.done[self.gate.steps == step] = True
+        waiting = self._blocked.pop(step, self.pending[:0])
+        self.pending = np.r_[self.pending, waiting]
 
     def _is_news(self, rank: int, tasks: list[int]) -> bool:
         """Whether tasks are still open: a root that died may have written them."""
@@ -336,7 +416,7 @@ class Manager:
             if head not in self._open and head not in self._described:
                 self._open.add(head)
                 if head not in self._claimed:
-                    self.pending = np.r_[head, self.pending]
+                    self._admit(np.array([head], dtype=np.int64))
 
     def _settle(self, row: Row) -> None:
         self.row = row
@@ -355,6 +435,8 @@ class Manager:
             dealt = False
             for number, rank in enumerate(self._ranks):
                 if len(self.pending) and self._wants(rank):
+                    if self.gate is not None and self.comm.unsent() > UNSENT_BYTES:
+                        return
                     if not self._leave_out():
                         return
                     self._deal_range(number, rank)
@@ -392,10 +474,20 @@ class Manager:
         tasks, self.pending = self.pending[:count], self.pending[count:]
         rank.left += len(tasks)
         rank.last = len(tasks)
+        inputs = self._inputs(rank, tasks)
         if number == 0:
-            self.worker.deal(tasks)
+            self.worker.deal(tasks, inputs)
         elif len(tasks):
-            self.comm.post(number, TAG_DEAL, tasks.tobytes())
+            self.comm.post(number, TAG_DEAL, pack_range(tasks, inputs))
+
+    def _inputs(self, rank: Rank, tasks: Tasks) -> Inputs:
+        """Return what tasks are given, but for what the rank has of its last range."""
+        if self.gate is None:
+            return {}
+        before = rank.scenarios
+        scenarios = set(map(self.worker.scenario_of, tasks.tolist()))
+        rank.scenarios = frozenset(s for s in scenarios if self.gate.done[s])
+        return {s: self.sink.inputs(s) for s in rank.scenarios - before}
 
     def _mean(self) -> float:
         """Return the seconds that a task takes, as far as is known."""
@@ -410,4 +502,7 @@ class Manager:
         if self.row is None or not self._finished:
             return 1
         guided = -(-len(self.pending) // (2 * self.comm.size))
-        return max(1, min(guided, int(RANGE_SECONDS / max(self._mean(), 1e-7))))
+        guided = min(guided, int(RANGE_SECONDS / max(self._mean(), 1e-7)))
+        if self.gate is not None:
+            guided = min(guided, UNSENT_BYTES // self.gate.nbytes)
+        return max(1, guided)

@@ -16,15 +16,19 @@ import mpiens
 # From the ground up; a module imports only what stands before it.
 FLOORS = {
     "ground": [
-        *("fault", "expression", "spec", "reader", "streams", "bands", "row"),
+        *("fault", "expression", "spec", "bands", "pool", "reader", "streams", "row"),
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
-    "seams": ["mpi", "child", "model", "runner"],
-    "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "journal", "store"],
+    "seams": ["mpi", "child", "model", "steps", "runner"],
+    "tools": [
+        *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
+        "store",
+    ],
     "stories": [
         *(
             "summary",
+            "aggregation",
             "plan",
             "foreground",
             "table",

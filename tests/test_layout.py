@@ -131,8 +131,8 @@ def test_shorter_rows_are_padded_with_nan_and_longer_ones_refused(
     spec = make_spec(x=specs.Output(dims=dims, length=length))
     if len(value) > length:
         told = refused(spec, {"x": value})
-        assert str(value.shape) in told
-        assert str((length, *value.shape[1:])) in told
+        assert f"has {len(value)} entries" in told
+        assert f"length in the spec is {length}" in told
         return
     row = settled(spec, x=value)
     rows = np.zeros(1, row.dtype)

@@ -90,7 +90,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def stream(replicate: int = 0) -> streams.Stream:
-    [made] = streams.make(1, ["default"], [replicate], common=True)
+    [made] = streams.make(1, [(replicate,)])
     return made
 
 

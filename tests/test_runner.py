@@ -466,7 +466,7 @@ def test_results_held_back_keep_their_values_in_a_buffer_used_again(
     row = settle(process.spec, ROW_OF_ALL)
     try:
         for tasks in ([0, 1], [2]):  # before the row is known
-            process.send(TASKS, pickle.dumps((np.array(tasks), 1)))
+            process.send(TASKS, pickle.dumps((np.array(tasks), 1, {})))
         process.send(ROW, pickle.dumps(row))
         kinds: list[int] = []
         end = time.monotonic() + 30
@@ -494,7 +494,7 @@ from mpiens.window import nothing
 
 spec = decode(sys.argv[1], sys.argv[2]).require()
 process = Process(spec, nothing)
-process.send(TASKS, pickle.dumps((np.arange(2), 1)))
+process.send(TASKS, pickle.dumps((np.arange(2), 1, {})))
 while process.cell.read()[0] < 0:
     process.wait(0.01)
 print(process.pid, flush=True)

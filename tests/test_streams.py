@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import SeedSequence, default_rng
 
-from mpiens.streams import Stream, hash_name, make, spawn_key, state_words
+from mpiens import streams as made
+from mpiens.streams import Stream, hash_name, spawn_key, state_words
 
 quick = settings(max_examples=60, deadline=None, database=None)
 entropies = st.one_of(st.integers(0, 2**33), st.integers(0, 2**200))
@@ -25,6 +28,14 @@ def sequence(entropy: int, name: str, replicate: int, common: bool) -> SeedSeque
     digest = hashlib.sha256(name.encode("utf-8")).digest()
     own = () if common else (int.from_bytes(digest[:8], "little"),)
     return SeedSequence(entropy, spawn_key=(*own, replicate))
+
+
+def make(
+    entropy: int, names: list[str], replicates: Any, *, common: bool
+) -> Iterator[Stream]:
+    pairs = zip(names, replicates, strict=True)
+    keys = [spawn_key(name, replicate, common=common) for name, replicate in pairs]
+    return made.make(entropy, keys)
 
 
 def one(entropy: int, name: str, replicate: int, *, common: bool) -> Stream:
