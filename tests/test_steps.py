@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Launch, Launcher, wait_until, write
+from test_survive import supervisors
 
 from mpiens.shelf import SUFFIX, Shelf
 
@@ -424,22 +425,10 @@ def test_survivors_go_on_with_what_is_prepared(
     launch = launcher.start_ranks("openmpi", 3, "sweep.toml", tolerant=True)
     wait_until((folder / f"sweep.h5.partial{SUFFIX}").exists)
     wait_until(lambda: len(calls(folder)) >= 3)
-    ranks = [pid for pid in launch.pids() if is_rank(pid, 0)]
-    os.kill(ranks[0], signal.SIGKILL)
+    os.kill(supervisors(launch)[0], signal.SIGKILL)
     launch.wait(60)
     good(launcher.mpiens("sweep.toml"))
     assert launcher.digest("sweep.h5") == launcher.digest("untouched.h5")
-
-
-def is_rank(pid: int, rank: int) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-        above = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:
-        return False
-    own = f"OMPI_COMM_WORLD_RANK={rank}".encode() in environment
-    return own and b"mpiens\0sweep" not in above.replace(b"-m\0", b"")
 
 
 def test_a_changed_aggregate_is_made_again_and_no_task_is(
