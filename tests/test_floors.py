@@ -16,7 +16,8 @@ import mpiens
 # From the ground up; a module imports only what stands before it.
 FLOORS = {
     "ground": [
-        *("fault", "expression", "spec", "reader", "streams", "bands", "row"),
+        *("fault", "expression", "cube", "design", "spec", "points", "reader"),
+        *("streams", "bands", "row"),
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
