@@ -42,8 +42,8 @@ class Range:
             for key in given:
                 yield Fault(place(section, key), "cannot go with choices; drop either")
             if not self.choices:
-                text = 'is empty; give values, such as ["open", "closed"]'
-                yield Fault(place(section, "choices"), text)
+                way = 'give values, such as ["open", "closed"]'
+                yield Fault(place(section, "choices"), f"is empty; {way}")
             return
         sound = True
         for key, end in ends.items():
@@ -142,7 +142,10 @@ class Design:
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with what the user says of the design."""
-        wanted = {"samples": self.samples, "ranges": self.ranges or None}
+        wanted: dict[str, Any] = {
+            "samples": self.samples,
+            "ranges": self.ranges or None,
+        }
         strange: dict[str, Any] = {"file": self.file, "columns": self.columns}
         if not self.sampled:
             strange, wanted = wanted, {"file": self.file}
@@ -212,7 +215,8 @@ def sample(design: Design, seed: int) -> Design:
         import numpy as np  # noqa: PLC0415
         from scipy.stats import qmc  # noqa: PLC0415
     except ImportError as error:
-        text = f'{design.method!r} needs scipy: pip install "mpiens[design]" ({error})'
+        way = 'install it by pip install "mpiens[design]"'
+        text = f"{design.method!r} needs scipy; {way} ({error})"
         raise SpecError([Fault(place("design", "method"), text)]) from error
     kinds = {"lhs": qmc.LatinHypercube, "sobol": qmc.Sobol, "halton": qmc.Halton}
     engine = kinds[design.method](len(design.ranges), rng=np.random.default_rng(seed))

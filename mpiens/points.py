@@ -155,21 +155,17 @@ def _read_csv(path: Path, where: str) -> tuple[list[str], list[Row]]:
         text = f"{path.name}, row {reader.line_num}: is not CSV: {error}"
         raise SpecError([Fault(where, text)]) from error
     if len(lines) < 2:
-        text = (
-            f"{path.name} has no rows; the first names the columns, others are points"
-        )
+        text = f"{path.name} has no points; it wants a row of names, and rows of values"
         raise SpecError([Fault(where, text)])
     (_, first), *rest = lines
     header = [name.strip() for name in first]
     faults = []
     if "" in header:
-        text = f"column {header.index('') + 1} has no name; give it one"
-        faults.append(Fault(where, f"{path.name}: {text}"))
-    for name in {name: header.count(name) for name in header if name}:
-        if header.count(name) > 1:
-            text = (
-                f"{path.name}: column {name!r} stands there twice; drop or rename one"
-            )
+        text = f"{path.name}: column {header.index('') + 1} has no name; give it one"
+        faults.append(Fault(where, text))
+    for name in dict.fromkeys(header):
+        if name and header.count(name) > 1:
+            text = f"{path.name} has column {name!r} twice; rename or drop one"
             faults.append(Fault(where, text))
     for number, cells in rest:
         if len(cells) != len(header):

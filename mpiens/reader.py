@@ -241,8 +241,9 @@ class _Decoder:
                 self.fault(place("design", key), f"should be a table, not {table!r}")
                 apart[key] = {}
         rest = {key: value for key, value in part.items() if key not in apart}
+        said: Design = self.section("design", Design, rest)
         design = dataclasses.replace(
-            self.section("design", Design, rest),
+            said,
             ranges={
                 name: self.range(name, own)
                 for name, own in self.tables("design.ranges", apart["ranges"])
