@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from mpiens.cube import check_exclusions, check_zips, cross
-from mpiens.design import Design, Range, sample
+from mpiens.design import Range
 from mpiens.fault import SpecError
 from mpiens.growth import Change, compare, match
-from mpiens.reader import decode, read
+from mpiens.reader import decode
 from mpiens.spec import Spec
 
 HEAD = """\
@@ -526,9 +526,10 @@ def test_a_fault_of_a_design_is_told_once(text: str, sentences: list[str]) -> No
 )
 def test_a_fault_of_a_range_is_told_once(text: str, sentence: str) -> None:
     design = f'[design]\nmethod = "lhs"\n{SAMPLES}ranges.beta = {{ {text} }}'
-    for fault in told(HEAD + design):
+    faults = told(HEAD + design)
+    assert faults
+    for fault in faults:
         assert fault.startswith("[design.ranges.beta]" + sentence)
-    assert len({*told(HEAD + design)}) >= 1
 
 
 def test_a_range_at_fault_has_its_line() -> None:
@@ -860,7 +861,6 @@ def change(old: Spec, new: Spec) -> Change:
 def test_more_or_fewer_samples_are_growth(method: str) -> None:
     old = make(HEAD + SOBOL.replace("sobol", method))
     for samples in (5, 9, 16):
-        new = dataclasses.replace(old)
         text = SOBOL.replace("sobol", method).replace("= 8", f"= {samples}", 1)
         new = make(HEAD + text)
         assert change(again(old), new) == Change((), grows=True, relays=True)
@@ -923,11 +923,3 @@ def test_a_hundred_thousand_scenarios_take_seconds(tmp_path: Path) -> None:
     kept = pickle.loads(pickle.dumps(again(spec)))
     assert kept.scenarios[-1] == spec.scenarios[-1]
     assert time.process_time() - began < 60  # some 4 s
-
-
-def test_sampling_is_one_function() -> None:
-    design = Design("halton", samples=3, ranges={"x": Range(0, 1)})
-    once = sample(design, 1)
-    assert once == sample(design, 1)
-    assert [len(column) for column in once.points.values()] == [3]
-    assert read is not None
