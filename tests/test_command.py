@@ -722,16 +722,17 @@ def test_csv_has_a_row_for_every_scenario(finished: Finished) -> None:
     assert (launch.code, launch.errors) == (0, "")
     header, *rows = csv.reader(io.StringIO(launch.output))
     expected = expect(finished)
+    order = [0, 2, 1, 3]  # as the parameters sort them
     columns = [
         f"{path}.{key}" for path, tables in expected.items() for key in tables[2]
     ]
     assert header == ["scenario", "beta", "days", "mask", "done", "failed", *columns]
-    assert [row[0] for row in rows] == SCENARIOS
-    masks = [["0.2", "10", "0.0"], ["0.4", "10", "0.0"]]
-    masks += [["0.2", "10", "0.7"], ["0.4", "10", "0.7"]]
-    assert [row[1:4] for row in rows] == masks
+    assert [row[0] for row in rows] == [SCENARIOS[index] for index in order]
+    sorted_by = [["0.2", "10", "0.0"], ["0.2", "10", "0.7"]]
+    sorted_by += [["0.4", "10", "0.0"], ["0.4", "10", "0.7"]]
+    assert [row[1:4] for row in rows] == sorted_by
     assert [row[4:6] for row in rows] == [["12", "0"]] * 4
-    for index, row in enumerate(rows):
+    for index, row in zip(order, rows, strict=True):
         told = dict(zip(header, row, strict=True))
         for column in columns:
             output, kind, key = column.split(".", 2)

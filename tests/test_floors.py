@@ -29,6 +29,7 @@ FLOORS = {
             "plan",
             "foreground",
             "table",
+            "frame",
             "root",
             "merge",
             "ensemble",
@@ -40,7 +41,7 @@ FLOORS = {
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
-HEAVY = ("pydantic", "rich", "scipy", "pandas", "xarray")
+HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray")
 
 
 def parse(file: Path) -> ast.Module:
