@@ -174,11 +174,31 @@ def _show(options: argparse.Namespace) -> int:
             return STOPPED_EARLY
         print(digest)
         return 0
-    if not (options.csv or options.json):
+    if options.csv or options.parquet:
+        return _write_frame(options)
+    if options.long:
+        text = "goes with --csv or --parquet; add either"
+        raise SpecError([Fault("--long", text)])
+    if options.json:
+        sys.stdout.write(Table(Store(options.file)).to_json() + "\n")
+    else:
         _print_table(options.file)
+    return 0
+
+
+def _write_frame(options: argparse.Namespace) -> int:
+    from mpiens import frame  # noqa: PLC0415
+    from mpiens.store import Store  # noqa: PLC0415
+
+    store = Store(options.file)
+    made = frame.by_task(store) if options.long else frame.by_scenario(store)
+    if options.parquet is None:
+        frame.write_csv(made, sys.stdout)
         return 0
-    shown = Table(Store(options.file))
-    sys.stdout.write(shown.to_csv() if options.csv else shown.to_json() + "\n")
+    if options.parquet.exists() and options.parquet.samefile(options.file):
+        text = "is the result file itself; choose another name"
+        raise SpecError([Fault("--parquet", text)], str(options.parquet))
+    frame.write_parquet(made, options.parquet)
     return 0
 
 
@@ -290,6 +310,14 @@ def _show_parser() -> argparse.ArgumentParser:
     form.add_argument("--digest", action="store_true", help="64 hex digits only")
     form.add_argument("--csv", action="store_true", help="one row per scenario")
     form.add_argument("--json", action="store_true", help="one JSON object")
+    form.add_argument(
+        "--parquet", type=Path, metavar="TABLE", help="as --csv, with types, to a file"
+    )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="one row per task, for --csv and --parquet",
+    )
     parser.set_defaults(act=_show)
     return parser
 

@@ -7,13 +7,16 @@ only recompute; every other change would mix two ensembles, and is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mpiens.design import Design
 from mpiens.fault import place
 from mpiens.spec import Output, Spec, to_text
 
 Parameters = Mapping[str, tuple[Any, ...]]
+_SAMPLES = place("design", "samples")
+_MOVING = "every point of an lhs moves with their number (sobol and halton keep theirs)"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Change:
     refused: tuple[str, ...]  # places in the spec
     grows: bool  # other scenarios, or more replicates
     relays: bool  # the file has to be laid down anew
+    why: Mapping[str, str] = field(default_factory=dict)  # of a place, where not plain
 
     @property
     def none(self) -> bool:
@@ -44,7 +48,8 @@ def compare(
     grows = new.replicates > old.replicates or _names(old) != _names(new)
     cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
     cosmetic |= old.aggregate != new.aggregate
-    return Change(tuple(refused), grows, grows or cosmetic)
+    why = {where: _MOVING for where in refused if where == _SAMPLES}
+    return Change(tuple(dict.fromkeys(refused)), grows, grows or cosmetic, why)
 
 
 def match(old: Spec, new: Spec) -> dict[int, int]:
@@ -74,11 +79,37 @@ def _changed_parameters(
             then = before[name][former] if name in before else None
             value = now[name][index] if name in now else None
             if not _is_same(then, value):
-                base = new.scenarios[index].base
-                own = base is not None and name in new.bases[base]
-                section = f"scenarios.{base}" if own else "parameters"
-                changed.setdefault(place(section, name), name)
+                changed.setdefault(_find_place(old, new, name, index), name)
     yield from sorted(changed)
+
+
+def _find_place(old: Spec, new: Spec, name: str, index: int) -> str:
+    """Return what has changed a parameter of a scenario, as a place in the new spec."""
+    base = new.scenarios[index].base
+    if new.design is not None and name in new.design.points:
+        return _find_mover(old, new, new.design, name)
+    if base is not None and name in new.bases[base]:
+        filed = base in new.filed
+        return place(
+            *(("scenarios", "file") if filed else (f"scenarios.{base}",)), name
+        )
+    return place("parameters", name)
+
+
+def _find_mover(old: Spec, new: Spec, design: Design, name: str) -> str:
+    """Return what has moved the points of a design."""
+    before = old.design
+    if before is None or not (before.sampled and design.sampled):
+        return design.place(name)
+    if before.method != design.method:
+        return place("design", "method")
+    if old.ensemble.seed != new.ensemble.seed:
+        return place("ensemble", "seed")
+    if before.ranges.get(name) != design.ranges[name]:
+        return design.place(name)
+    if design.method == "lhs" and before.samples != design.samples:
+        return _SAMPLES
+    return place("design", "ranges")  # others, or their order
 
 
 def _is_same(then: Any, value: Any) -> bool:

@@ -311,17 +311,14 @@ def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:
     name = spec.ensemble.model.rpartition(":")[2]
     takes = [n for n in signature.names if n not in INJECTED]
     taken = ", ".join(takes) or "none"
-    tables = {"parameters": spec.parameters, "sweep": spec.sweep}
-    tables |= {f"scenarios.{base}": own for base, own in spec.bases.items()}
-    for section, table in tables.items():
-        for key in table:
-            if key not in takes and not signature.anything:
-                hint = nearest(key, takes)
-                text = f"{name}() takes no such parameter; it takes {taken}{hint}"
-                yield Fault(place(section, key), text)
     if "prepared" in signature.required and spec.prepare is None:
         text = f"{name}() needs prepared, and there is no [prepare] to make it"
         yield Fault(place("ensemble", "model"), text)
+    for where, key in spec.given():
+        if key not in takes and not signature.anything:
+            hint = nearest(key, takes)
+            text = f"{name}() takes no such parameter; it takes {taken}{hint}"
+            yield Fault(where, text)
     for key in signature.required:
         lacking = [s.name for s in spec.scenarios if key not in s.parameters]
         if key not in INJECTED and lacking:

@@ -38,6 +38,12 @@ class Plan:
         yield f"scenarios: {len(names)} ({listed})"
         for axis, values in spec.sweep.items():
             yield f"axis {axis}: {len(values)} values"
+        for group in spec.zips:
+            yield f"axes {', '.join(group)}: walk together"
+        for entry in spec.excluded:
+            yield f"excluded: {', '.join(f'{a} = {v}' for a, v in entry.items())}"
+        if spec.design is not None:
+            yield from spec.design.describe()
         yield (
             f"tasks: {spec.tasks:,} ({len(names)} scenarios x "
             f"{spec.replicates} replicates), {spec.ensemble.pairing} streams"

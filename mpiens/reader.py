@@ -7,13 +7,16 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpiens.cube import check_exclusions, check_zips
+from mpiens.design import POINT, Design, Range, sample
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
+from mpiens.points import read_points, read_scenarios
 from mpiens.pool import find_edges
 from mpiens.spec import (
     INJECTED,
@@ -26,6 +29,7 @@ from mpiens.spec import (
     Output,
     Pool,
     Prepare,
+    Scenario,
     Shared,
     Spec,
     decode_date,
@@ -34,6 +38,8 @@ from mpiens.spec import (
 _REFERENCE = re.compile(r"[^:]+:[^:]+")
 _STAND_INS = {"model": "stand:in", "loader": "stand:in", "replicates": 1, "seed": 0}
 _STAND_INS |= {"call": "stand:in", "kind": "count"}
+_STAND_INS |= {"method": "csv"}
+_SWEEP_KEYS = ("zip", "exclude")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -98,7 +104,7 @@ class _Decoder:
     """Turns a document into a Spec section by section and collects the faults."""
 
     SECTIONS = (
-        *("ensemble", "parameters", "scenarios", "sweep"),
+        *("ensemble", "parameters", "scenarios", "sweep", "design"),
         *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
     )
 
@@ -128,11 +134,14 @@ class _Decoder:
         }
         bands = self.section("bands", Bands, tables["bands"])
         limits = self.section("limits", Limits, tables["limits"])
+        bases, filed = self.scenarios(tables["scenarios"], folder)
+        sweep = self.sweep(tables["sweep"])
+        zips = self.zips(tables["sweep"], sweep)
         spec = Spec(
             ensemble=ensemble,
             parameters=tables["parameters"],
-            bases=dict(self.tables("scenarios", tables["scenarios"])),
-            sweep=self.sweep(tables["sweep"]),
+            bases=bases,
+            sweep=sweep,
             shared=shared,
             prepare=prepare,
             outputs=outputs,
@@ -140,10 +149,16 @@ class _Decoder:
             bands=bands,
             limits=limits,
             folder=folder,
+            zips=zips,
+            excluded=self.excluded(tables["sweep"], sweep, zips),
+            design=self.design(tables["design"], ensemble.seed, folder),
+            filed=filed,
         )
         self.faults += _check(spec)
-        # a spec that names no functions cannot be looked at any further
+        # a spec that names no functions cannot be looked at any further, nor one that
+        # lacks parameters with the file that has them
         named = {place("ensemble", k) for k in ("model", "reduce")}
+        named |= {place(k, "file") for k in ("scenarios", "design")}
         named |= {place("shared", "loader"), place("prepare", "call")}
         named.add(place("aggregate", "call"))
         return None if named & {fault.place for fault in self.faults} else spec
@@ -169,6 +184,8 @@ class _Decoder:
     def sweep(self, part: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         axes = {}
         for axis, values in part.items():
+            if axis in _SWEEP_KEYS:
+                continue
             if not isinstance(values, list) or not values:
                 text = f"should be a list of values, not {values!r}"
                 self.fault(place("sweep", axis), text)
@@ -185,6 +202,101 @@ class _Decoder:
         section: Aggregate = self.section("aggregate", Aggregate, rest)
         made = {n: self.section(f"aggregate.{n}", Pool, p) for n, p in pools.items()}
         return dataclasses.replace(section, pools=made)
+
+    def zips(
+        self, part: dict[str, Any], axes: Mapping[str, tuple[Any, ...]]
+    ) -> tuple[tuple[str, ...], ...]:
+        groups = part.get("zip", [])
+        if not _is_list(groups, lambda g: g and _is_list(g, lambda a: type(a) is str)):
+            text = f'should list groups of axes, as in [["a", "b"]], not {groups!r}'
+            self.fault(place("sweep", "zip"), text)
+            return ()
+        # an axis that is at fault itself has been told of
+        rest = [[a for a in group if a in axes or a not in part] for group in groups]
+        faults = [*check_zips(axes, rest)]
+        self.faults += faults
+        return () if faults else tuple(tuple(group) for group in rest if group)
+
+    def excluded(
+        self,
+        part: dict[str, Any],
+        axes: Mapping[str, tuple[Any, ...]],
+        zips: tuple[tuple[str, ...], ...],
+    ) -> tuple[dict[str, Any], ...]:
+        entries = part.get("exclude", [])
+        if not _is_list(entries, lambda entry: entry and isinstance(entry, dict)):
+            text = f"should list points, as in [{{ a = 1, b = 2 }}], not {entries!r}"
+            self.fault(place("sweep", "exclude"), text)
+            return ()
+        if any(fault.place.startswith("[sweep]") for fault in self.faults):
+            return ()
+        faults = [*check_exclusions(axes, zips, entries)]
+        self.faults += faults
+        return () if faults else tuple(entries)
+
+    def scenarios(
+        self, part: dict[str, Any], folder: str
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Return the named scenarios, and which of them a file has."""
+        if not isinstance(file := part.get("file"), str):
+            return dict(self.tables("scenarios", part)), frozenset()
+        rest = {name: own for name, own in part.items() if name != "file"}
+        bases = dict(self.tables("scenarios", rest))
+        try:
+            filed = read_scenarios(file, folder)
+        except SpecError as error:
+            self.faults += error.faults
+            return bases, frozenset()
+        for name in bases.keys() & filed.keys():
+            text = f"is also a scenario of {file}; rename one of them"
+            self.fault(place(f"scenarios.{name}"), text)
+        return filed | bases, frozenset(filed)
+
+    def design(self, part: dict[str, Any], seed: int, folder: str) -> Design | None:
+        """Decode the design and make its points; at fault it has one, of ones."""
+        if "design" not in self.document:
+            return None
+        before = len(self.faults)
+        apart = {key: part.get(key, {}) for key in ("ranges", "points")}
+        for key, table in apart.items():
+            if not isinstance(table, dict):
+                self.fault(place("design", key), f"should be a table, not {table!r}")
+                apart[key] = {}
+        rest = {key: value for key, value in part.items() if key not in apart}
+        said: Design = self.section("design", Design, rest)
+        design = dataclasses.replace(
+            said,
+            ranges={
+                name: self.range(name, own)
+                for name, own in self.tables("design.ranges", apart["ranges"])
+            },
+            points={
+                name: tuple(column) if isinstance(column, list) else ()
+                for name, column in apart["points"].items()
+            },
+        )
+        names = [*apart["ranges"], *(design.columns or ())]
+        stand_in = dataclasses.replace(design, points=dict.fromkeys(names, (1,)))
+        if len(self.faults) == before:
+            self.faults += design.faults()
+        if len(self.faults) > before:
+            return stand_in if names else None
+        try:
+            if design.points:
+                return design
+            if design.sampled:
+                return sample(design, seed)
+            return read_points(design, folder)
+        except SpecError as error:
+            self.faults += error.faults
+            return stand_in if names else None
+
+    def range(self, name: str, part: dict[str, Any]) -> Range:
+        own: Range = self.section(f"design.ranges.{name}", Range, part)
+        if isinstance(choices := part.get("choices"), list):
+            # with the dates that JSON does not know
+            own = dataclasses.replace(own, choices=tuple(choices))
+        return own
 
     def section(self, name: str, kind: type[Any], part: dict[str, Any]) -> Any:
         """Decode one section; what is wrong is recorded and left out."""
@@ -243,29 +355,38 @@ def _check_ensemble(spec: Spec) -> Iterator[Fault]:
 
 
 def _check_parameters(spec: Spec) -> Iterator[Fault]:
-    tables = {"parameters": spec.parameters, "sweep": spec.sweep}
-    tables |= {f"scenarios.{base}": own for base, own in spec.bases.items()}
-    for section, table in tables.items():
-        for name in table:
-            if name in INJECTED:
-                text = "is what mpiens itself passes to a model; choose another name"
-                yield Fault(place(section, name), text)
-            elif not _NAME.fullmatch(name):
-                text = "cannot be an argument of a Python function; choose another name"
-                yield Fault(place(section, name), text)
-    for base, own in spec.bases.items():
-        for name in own.keys() & spec.sweep.keys():
-            text = f"is also an axis of [sweep]; keep {name} in one of the two"
-            yield Fault(place(f"scenarios.{base}", name), text)
+    for where, name in spec.given():
+        if name in INJECTED:
+            text = "is what mpiens itself passes to a model; choose another name"
+            yield Fault(where, text)
+        elif not _NAME.fullmatch(name):
+            text = "cannot be an argument of a Python function; choose another name"
+            yield Fault(where, text)
+    sampled = spec.design.points if spec.design else {}
+    varied = dict.fromkeys(spec.sweep, "an axis of [sweep]")
+    varied |= dict.fromkeys(sampled, "a parameter of [design]")
+    for where, name in spec.given():
+        fixed = where.startswith("[scenarios") and name in varied
+        if fixed or (where.startswith("[sweep]") and name in sampled):
+            text = f"is also {varied[name]}; keep {name} in one of the two"
+            yield Fault(where, text)
+    if spec.design is not None and spec.design.sampled:
+        for where, name in spec.given():
+            if name == POINT and where.startswith(("[sweep]", "[design")):
+                text = f"is what names the points of a design, as in {POINT}=17"
+                yield Fault(where, f"{text}; choose another name")
 
 
 def _check_scenarios(spec: Spec) -> Iterator[Fault]:
-    seen: set[str] = set()
+    seen: dict[str, Scenario] = {}
+    twice: dict[str, str] = {}
     for scenario in spec.scenarios:
-        if scenario.name in seen:
-            text = f"gives scenario {scenario.name!r} twice; name each point once"
-            yield Fault(place("sweep"), text)
-        seen.add(scenario.name)
+        if (other := seen.setdefault(scenario.name, scenario)) is not scenario:
+            by_axes = other.axes is not scenario.axes or spec.design is None
+            where = place("sweep") if by_axes else place("design", "file")
+            twice.setdefault(where, scenario.name)
+    for where, name in twice.items():
+        yield Fault(where, f"gives scenario {name!r} twice; name each point once")
 
 
 def _check_outputs(spec: Spec) -> Iterator[Fault]:
@@ -390,6 +511,10 @@ def _check_limits(spec: Spec) -> Iterator[Fault]:
             Expression(spec.limits.cost).check()
         except ValueError as error:
             yield Fault(place("limits", "cost"), str(error))
+
+
+def _is_list(value: Any, good: Callable[[Any], Any]) -> bool:
+    return isinstance(value, list) and all(map(good, value))
 
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")

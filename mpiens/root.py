@@ -491,8 +491,9 @@ class Root:
         if old.attributes.get("aggregate_code") not in (None, self._aggregate_code):
             change = dataclasses.replace(change, relays=True)
         ways = "; use --fresh to start over, or -o to write another file"
-        text = f"has changed since {old.path} was begun{ways}"
-        faults = [Fault(where, text) for where in change.refused]
+        text = f"has changed since {old.path} was begun"
+        why = {where: f", and {reason}" for where, reason in change.why.items()}
+        faults = [Fault(w, text + why.get(w, "") + ways) for w in change.refused]
         changed = old.attributes.get("model_code") != self._code
         if changed and not self._request.accept_model_change:
             text = f"its code has changed since {old.path} was begun; "

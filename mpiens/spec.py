@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,10 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
+
+from mpiens.cube import cross
+from mpiens.design import POINT, Design
+from mpiens.fault import place
 
 Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
@@ -142,6 +145,7 @@ class Scenario:
     base: str | None
     axes: Mapping[str, Value]
     parameters: Mapping[str, Value]
+    point: str | None = None  # of a design
 
 
 @dataclass(frozen=True)
@@ -160,21 +164,42 @@ class Spec:
     limits: Limits = field(default_factory=Limits)
     fresh: bool = False
     folder: str = "."
+    zips: tuple[tuple[str, ...], ...] = ()
+    excluded: tuple[Mapping[str, Value], ...] = ()
+    design: Design | None = None
+    # the bases that came from [scenarios] file: what is wrong in them is told once
+    filed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @cached_property
     def scenarios(self) -> tuple[Scenario, ...]:
-        """The named scenarios crossed with the axes of the sweep, in order."""
+        """The named scenarios crossed with the sweep and the design, in order."""
+        cube = [*cross(self.sweep, self.zips, self.excluded)]
+        points = [*_name_points(self.design)]
         bases: dict[str | None, Mapping[str, Value]] = dict(self.bases.items())
         return tuple(
             Scenario(
-                name=_name_scenario(base, axes),
+                name=_name_scenario(base, axes, point),
                 base=base,
                 axes=axes,
-                parameters={**self.parameters, **own, **axes},
+                parameters={**self.parameters, **own, **axes, **sampled},
+                point=point,
             )
             for base, own in (bases or {None: {}}).items()
-            for axes in _cross(self.sweep)
+            for axes in cube
+            for point, sampled in points
         )
+
+    def given(self) -> Iterator[tuple[str, str]]:
+        """Yield (place, parameter) of whatever the spec gives, each once."""
+        found = {place("parameters", name): name for name in self.parameters}
+        found |= {place("sweep", name): name for name in self.sweep}
+        for base, own in self.bases.items():
+            filed = base in self.filed
+            at = ("scenarios", "file") if filed else (f"scenarios.{base}",)
+            found |= {place(*at, name): name for name in own}
+        if self.design is not None:
+            found |= {self.design.place(name): name for name in self.design.points}
+        yield from found.items()
 
     @property
     def replicates(self) -> int:
@@ -228,7 +253,11 @@ class Spec:
             return (None,) * len(self.scenarios)
         index = {s.name: i for i, s in enumerate(self.scenarios)}
         return tuple(
-            index[_name_scenario(wanted, s.axes) if wanted in self.bases else wanted]
+            index[
+                _name_scenario(wanted, s.axes, s.point)
+                if wanted in self.bases
+                else wanted
+            ]
             for s in self.scenarios
         )
 
@@ -239,6 +268,7 @@ class Spec:
             "parameters": dict(self.parameters),
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
+            "design": self.design.document() if self.design else {},
             "shared": _drop_none(self.shared) if self.shared else {},
             "prepare": _drop_none(self.prepare) if self.prepare else {},
             "outputs": {n: _drop_none(own) for n, own in self.outputs.items()},
@@ -246,6 +276,10 @@ class Spec:
             "bands": _drop_none(self.bands),
             "limits": _drop_none(self.limits),
         }
+        if self.zips:
+            parts["sweep"]["zip"] = [list(group) for group in self.zips]
+        if self.excluded:
+            parts["sweep"]["exclude"] = [dict(entry) for entry in self.excluded]
         return {name: part for name, part in parts.items() if part}
 
     def to_json(self) -> str:
@@ -258,15 +292,29 @@ def to_text(value: Value) -> str:
     return json.dumps(value, default=_write_date)
 
 
-def _cross(sweep: Mapping[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
-    """Yield every combination of the axes' values, the last axis fastest."""
-    for values in itertools.product(*sweep.values()):
-        yield dict(zip(sweep, values, strict=True))
+def _name_points(
+    design: Design | None,
+) -> Iterator[tuple[str | None, Mapping[str, Value]]]:
+    """Yield the points of a design, each with its name."""
+    if design is None:
+        yield None, {}
+        return
+    for number, values in enumerate(zip(*design.points.values(), strict=True)):
+        point = dict(zip(design.points, values, strict=True))
+        if design.sampled:
+            yield f"{POINT}={number}", point
+        elif design.labels is not None:
+            yield design.labels[number], point
+        else:
+            yield _name_scenario(None, point), point
 
 
-def _name_scenario(base: str | None, axes: Mapping[str, Value]) -> str:
+def _name_scenario(
+    base: str | None, axes: Mapping[str, Value], point: str | None = None
+) -> str:
     parts = [base] if base is not None else []
     parts += [f"{axis}={_write_value(value)}" for axis, value in axes.items()]
+    parts += [point] if point is not None else []
     return ",".join(parts) or DEFAULT_SCENARIO
 
 

@@ -95,6 +95,9 @@ class Store:
         """Give the file back."""
         os.close(self._file)
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
     def read(self, path: str) -> NDArray[Any]:
         """Read a whole dataset of fixed size."""
         place = self._places[path]

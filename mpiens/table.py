@@ -1,9 +1,7 @@
-"""A result file as a table: for people, as CSV, and as JSON."""
+"""A result file as a table: for people, and as JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -100,21 +98,6 @@ class Table:
             ],
         }
         return json.dumps(_finite(document), indent=1)
-
-    def to_csv(self) -> str:
-        """Return one row per scenario: name, parameters, counts, summaries."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        names = list(self._layout.parameters)
-        compared = self._layout.has_baseline
-        columns = [c for c, _ in _columns(self.entries[0].lines, compared)]
-        writer.writerow(["scenario", *names, "done", "failed", *columns])
-        for entry in self.entries:
-            cells = _columns(entry.lines, compared)
-            values = ["" if math.isnan(value) else value for _, value in cells]
-            own = entry.parameters.values()
-            writer.writerow([entry.name, *own, entry.done, entry.failed, *values])
-        return text.getvalue()
 
     def print(self) -> None:
         """Print the comparison, completeness, failures and provenance."""
@@ -228,19 +211,30 @@ class Table:
 
     def _samples(self, name: str, kind: str) -> Floats:
         """Return a summary of every task (scenario, replicate), NaN where none is."""
-        if self.digest is not None and self._layout.shard is None:
-            return self._store.read(f"/summary/{name}/{kind}")
-        values = np.full(self._layout.by_task, np.nan)
         output = self._layout.output(name)
+        scenarios = range(self._layout.by_task[0])
+        return np.stack([samples(self._store, output, kind, i) for i in scenarios])
+
+
+def samples(store: Store, output: Output, kind: str, scenario: int) -> Floats:
+    """Return a summary of a scenario's tasks, (replicate,); NaN where none is.
+
+    A complete file has it; of others it is made from the rows that there are.
+    """
+    if "digest" in store.attributes and store.layout.shard is None:
+        return store.read_scenario(f"/summary/{output.name}/{kind}", scenario)
+    done = store.status.reshape(store.layout.by_task)[scenario] == DONE
+    values = np.full(len(done), np.nan)
+    if done.any():
         steps = output.shape[0] if output.shape else 1
-        coordinate = np.arange(steps, dtype=float)
-        for scenario, replicate in zip(*np.nonzero(self._done), strict=True):
-            task = self._layout.spec.number(int(scenario), int(replicate))
-            row = self._store.row(task)[name].reshape(1, steps).astype(float)
-            values[scenario, replicate] = bands.summarise(
-                kind, row, coordinate, padded=output.padded
-            )[0]
-        return values
+        rows = store.read_scenario(f"/series/{output.name}", scenario)[done]
+        values[done] = bands.summarise(
+            kind,
+            rows.reshape(-1, steps).astype(float),
+            np.arange(steps, dtype=float),
+            padded=output.padded,
+        )
+    return values
 
 
 def _nest(lines: list[Line]) -> dict[str, Any]:
@@ -256,17 +250,6 @@ def _nest(lines: list[Line]) -> dict[str, Any]:
             }
         nested.setdefault(line.output.name, {})[line.kind] = own
     return nested
-
-
-def _columns(lines: list[Line], compared: bool) -> Iterator[tuple[str, float]]:
-    """Yield (column, value) of a CSV row; the baseline itself has no difference."""
-    for line in lines:
-        path = f"{line.output.name}.{line.kind}"
-        for name, value in vars(line.own).items():
-            yield f"{path}.{name}", value
-        for name in ("mean", "low", "high") if compared else ():
-            value = getattr(line.difference, name) if line.difference else math.nan
-            yield f"{path}.difference.{name}", value
 
 
 def _finite(value: Any) -> Any:

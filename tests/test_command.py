@@ -22,6 +22,8 @@ SCENARIOS = [
 ]
 KINDS = {"infected": ["final", "peak", "peak_time", "total"], "share": ["final"]}
 
+HEAD = "[ensemble]\nmodel = 'model.py:simulate'\nreplicates = 3\nseed = 1\n"
+
 FAULTY = """
 import os
 import sys
@@ -424,6 +426,72 @@ def test_check_tells_scenarios_tasks_axes_and_shared_bytes(
     assert names == {"model.py", "sweep.toml"}
 
 
+def test_check_tells_what_is_zipped_excluded_and_sampled(
+    launcher: Launcher, folder: Path
+) -> None:
+    sweep = "[sweep]\nmask = [0.1, 0.2]\ndays = [5, 6]\nzip = [['mask', 'days']]\n"
+    sweep += "exclude = [{ mask = 0.1 }]\n"
+    design = (
+        "[design]\nmethod = 'sobol'\nsamples = 8\n"
+        'ranges.beta = { low = 0.1, high = 2.0, scale = "log" }\n'
+        "ranges.n = { low = 1, high = 3, integer = true }\n"
+        'ranges.policy = { choices = ["open", "closed"] }\n'
+    )
+    write(folder, "model.py", "def simulate(**own):\n    return {'x': 1}\n")
+    write(folder, "a.toml", HEAD + sweep + design)
+    launch = launcher.mpiens("check", "a.toml")
+    assert launch.code == 0, launch.errors
+    lines = launch.output.splitlines()
+    first = "mask=0.2,days=6,sample=0"
+    assert lines[0].startswith(f"scenarios: 8 ({first}, ")
+    assert lines[1:9] == [
+        "axis mask: 2 values",
+        "axis days: 2 values",
+        "axes mask, days: walk together",
+        "excluded: mask = 0.1",
+        "design sobol: 8 samples",
+        "range beta: 0.1 to 2.0, log",
+        "range n: 1 to 3, integers",
+        "range policy: open, closed",
+    ]
+    write(folder, "points.csv", "beta,days\n0.1,3\n0.2,4\n")
+    design = "[design]\nmethod = 'csv'\nfile = 'points.csv'\n"
+    write(folder, "a.toml", HEAD + design)
+    launch = launcher.mpiens("check", "a.toml")
+    assert launch.output.splitlines()[:2] == [
+        "scenarios: 2 (beta=0.1,days=3, beta=0.2,days=4)",
+        "design points.csv: 2 points of beta, days",
+    ]
+
+
+def test_check_tells_what_the_model_does_not_take_of_a_design(
+    launcher: Launcher, folder: Path
+) -> None:
+    model = "def simulate(*, beta, mask=0):\n    return {'x': 1}\n"
+    write(folder, "model.py", model)
+    design = "[design]\nmethod = 'lhs'\nsamples = 8\n"
+    write(folder, "a.toml", HEAD + design + "ranges.betta = { low = 1, high = 2 }\n")
+    takes = "simulate() takes no such parameter; it takes beta, mask"
+    assert_told(
+        launcher.mpiens("check", "a.toml"),
+        f"a.toml:8: [design.ranges.betta]: {takes}; did you mean beta?",
+        "[parameters]: simulate() needs beta, which scenario 'sample=0' lacks",
+    )
+    write(folder, "points.csv", "beta,masks\n0.1,3\n0.2,4\n")
+    write(folder, "more.csv", "scenario,day\n" + "".join(f"s{i},1\n" for i in range(9)))
+    design = "[design]\nmethod = 'csv'\nfile = 'points.csv'\n"
+    write(folder, "a.toml", HEAD + "[scenarios]\nfile = 'more.csv'\n" + design)
+    assert_told(
+        launcher.mpiens("check", "a.toml"),
+        f"a.toml:6: [scenarios] file.day: {takes}",
+        f"a.toml:9: [design] file.masks: {takes}; did you mean mask?",
+    )
+    # a design at fault hides nothing, and is not told of as if it were not there
+    design = "[design]\nmethod = 'lhs'\nsamples = 8\n"
+    write(folder, "a.toml", HEAD + design + "ranges.beta = { low = 3, high = 2 }\n")
+    assert_told(launcher.mpiens("check", "a.toml"), "[design.ranges.beta] low: 3")
+
+
 def test_check_tells_bytes_and_time_by_an_earlier_file(finished: Finished) -> None:
     with h5py.File(finished.folder / "sweep.h5", "r") as file:
         sizes: list[int] = []
@@ -654,16 +722,17 @@ def test_csv_has_a_row_for_every_scenario(finished: Finished) -> None:
     assert (launch.code, launch.errors) == (0, "")
     header, *rows = csv.reader(io.StringIO(launch.output))
     expected = expect(finished)
+    order = [0, 2, 1, 3]  # as the parameters sort them
     columns = [
         f"{path}.{key}" for path, tables in expected.items() for key in tables[2]
     ]
     assert header == ["scenario", "beta", "days", "mask", "done", "failed", *columns]
-    assert [row[0] for row in rows] == SCENARIOS
-    masks = [["0.2", "10", "0.0"], ["0.4", "10", "0.0"]]
-    masks += [["0.2", "10", "0.7"], ["0.4", "10", "0.7"]]
-    assert [row[1:4] for row in rows] == masks
+    assert [row[0] for row in rows] == [SCENARIOS[index] for index in order]
+    sorted_by = [["0.2", "10", "0.0"], ["0.2", "10", "0.7"]]
+    sorted_by += [["0.4", "10", "0.0"], ["0.4", "10", "0.7"]]
+    assert [row[1:4] for row in rows] == sorted_by
     assert [row[4:6] for row in rows] == [["12", "0"]] * 4
-    for index, row in enumerate(rows):
+    for index, row in zip(order, rows, strict=True):
         told = dict(zip(header, row, strict=True))
         for column in columns:
             output, kind, key = column.split(".", 2)
@@ -770,3 +839,76 @@ def test_a_reader_that_has_seen_enough_is_no_fault(finished: Finished) -> None:
     launcher = Launcher(finished.folder)
     launch = launcher.run(["bash", "-c", f"{show} | true; exit ${{PIPESTATUS[0]}}"])
     assert (launch.code, launch.errors) == (0, "")
+
+
+# designs
+
+
+def test_a_sobol_design_grows_by_only_its_new_points(
+    launcher: Launcher, folder: Path
+) -> None:
+    model = """
+        from pathlib import Path
+
+        def simulate(rng, scenario, replicate, *, beta, size, mask=0.0):
+            with Path("ran").open("a") as file:
+                file.write(f"{scenario} {replicate}\\n")
+            return {"x": beta * size * (1 - mask) * rng.random(4)}
+    """
+    write(folder, "model.py", model)
+    spec = HEAD + (
+        "[scenarios.open]\n[scenarios.masks]\nmask = 0.5\n"
+        "[design]\nmethod = 'sobol'\nsamples = SAMPLES\n"
+        "ranges.beta = { low = 0.1, high = 2.0, scale = 'log' }\n"
+        "ranges.size = { low = 1, high = 9, integer = true }\n"
+        "[bands]\nbaseline = 'open'\n"
+    )
+
+    def run(samples: int, *words: str) -> set[str]:
+        """Run with so many samples, and return the tasks that ran."""
+        (folder / "ran").write_text("")
+        write(folder, "a.toml", spec.replace("SAMPLES", str(samples)))
+        launch = launcher.mpiens("a.toml", *words)
+        assert launch.code == 0, launch.errors
+        ran = (folder / "ran").read_text().splitlines()
+        assert len({*ran}) == len(ran)
+        return {*ran}
+
+    def tasks(samples: range) -> set[str]:
+        return {
+            f"{base},sample={sample} {replicate}"
+            for base in ("open", "masks")
+            for sample in samples
+            for replicate in range(3)
+        }
+
+    assert run(4) == tasks(range(4))
+    assert run(4) == set()
+    assert run(8) == tasks(range(4, 8))
+    assert run(8, "-o", "fresh.h5") == tasks(range(8))
+    assert launcher.digest("a.h5") == launcher.digest("fresh.h5")
+    few = launcher.digest("a.h5")
+    assert run(5) == set()  # fewer samples are scenarios that are gone
+    assert launcher.digest("a.h5") != few
+    shown = json.loads(launcher.mpiens("show", "a.h5", "--json").output)
+    names = [entry["name"] for entry in shown["scenarios"]]
+    assert names[:5] == [f"open,sample={i}" for i in range(5)]
+    replayed = launcher.mpiens("replay", "a.h5", "masks,sample=3", "2")
+    assert "bit-identical" in replayed.output
+
+
+def test_an_lhs_design_does_not_grow_and_says_why(
+    launcher: Launcher, folder: Path
+) -> None:
+    write(folder, "model.py", "def simulate(beta):\n    return {'x': beta}\n")
+    spec = HEAD + "[design]\nmethod = 'lhs'\nsamples = 4\n"
+    spec += "ranges.beta = { low = 0, high = 1 }\n"
+    write(folder, "a.toml", spec)
+    assert launcher.mpiens("a.toml").code == 0
+    write(folder, "a.toml", spec.replace("samples = 4", "samples = 5"))
+    assert_told(
+        launcher.mpiens("a.toml"),
+        "a.toml:7: [design] samples: has changed since a.h5 was begun, and every point "
+        "of an lhs moves with their number (sobol and halton keep theirs); use --fresh "
+        "to start over, or -o to write another file",
+    )

@@ -16,7 +16,8 @@ import mpiens
 # From the ground up; a module imports only what stands before it.
 FLOORS = {
     "ground": [
-        *("fault", "expression", "spec", "bands", "pool", "reader", "streams", "row"),
+        *("fault", "expression", "cube", "design", "spec", "points", "bands", "pool"),
+        *("reader", "streams", "row"),
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
@@ -32,6 +33,7 @@ FLOORS = {
             "plan",
             "foreground",
             "table",
+            "frame",
             "root",
             "merge",
             "ensemble",
@@ -43,7 +45,7 @@ FLOORS = {
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
-HEAVY = ("pydantic", "rich", "scipy", "pandas", "xarray")
+HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray")
 
 
 def parse(file: Path) -> ast.Module:

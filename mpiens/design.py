@@ -1,0 +1,239 @@
+"""Designs: points of the inputs that are sampled from ranges or listed in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from mpiens.fault import Fault, SpecError, place
+
+Columns = Mapping[str, tuple[Any, ...]]
+POINT = "sample"  # what a sampled point is named by: sample=17
+_STRICT = {"extra": "forbid", "strict": True}
+_MOST_SAMPLES = 2**24
+_FARTHEST = sys.float_info.max / 2  # so that a range has a width
+_FARTHEST_INTEGER = 2**53  # beyond, floats leave integers out
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a parameter of a sampled design may lie: between two ends, or choices."""
+
+    __pydantic_config__ = _STRICT
+    low: int | float | None = None
+    high: int | float | None = None
+    scale: Literal["linear", "log", "logit"] = "linear"
+    integer: bool = False
+    choices: tuple[Any, ...] | None = None
+
+    def faults(self, section: str) -> Iterator[Fault]:
+        """Yield what is wrong with the range; ``section`` is what it stands in."""
+        ends = {"low": self.low, "high": self.high}
+        if self.choices is not None:
+            given = [key for key, end in ends.items() if end is not None]
+            given += ["scale"] * (self.scale != "linear") + ["integer"] * self.integer
+            for key in given:
+                yield Fault(place(section, key), "cannot go with choices; drop either")
+            if not self.choices:
+                way = 'give values, such as ["open", "closed"]'
+                yield Fault(place(section, "choices"), f"is empty; {way}")
+            return
+        sound = True
+        for key, end in ends.items():
+            if (text := self._judge(key, end)) is not None:
+                yield Fault(place(section, key), text)
+                sound = False
+        if sound and not self._ends[0] < self._ends[1]:
+            text = f"{self.low} is not below high = {self.high}; a range rises"
+            yield Fault(place(section, "low"), text)
+
+    def value(self, unit: float) -> Any:
+        """Return the value at a share of the way, from 0 up to and without 1.
+
+        Each number is made by itself, without numpy, whose vectors may round otherwise
+        than its scalars: so a point is the same whatever the number of samples.
+        """
+        if self.choices is not None:
+            return self.choices[_pick(unit, len(self.choices))]
+        low, high = self._ends
+        if not self.integer:
+            return min(max(self._stretch(unit, low, high), low), high)
+        first, last = int(low), int(high)
+        if self.scale == "linear":
+            return first + _pick(unit, last - first + 1)
+        nearest = round(self._stretch(unit, low - 0.5, high + 0.5))
+        return min(max(nearest, first), last)
+
+    def describe(self) -> str:
+        """Return the range as one reads it aloud."""
+        if self.choices is not None:
+            return ", ".join(str(choice) for choice in self.choices)
+        scale = f", {self.scale}" if self.scale != "linear" else ""
+        return f"{self.low} to {self.high}{scale}{', integers' * self.integer}"
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        if self.low is None or self.high is None:
+            raise ValueError("a range of choices has no ends")
+        return float(self.low), float(self.high)
+
+    def _judge(self, key: str, end: float | None) -> str | None:
+        """Return what is wrong with one end, if anything is."""
+        if end is None:
+            return "is missing; a range has low and high, or choices"
+        farthest = _FARTHEST_INTEGER if self.integer else _FARTHEST
+        if not abs(end) <= farthest:
+            return f"{end} is no end of a range; give one up to {farthest:.3g}"
+        if self.integer and end != int(end):
+            return f"{end} is no integer, and integer = true wants such ends"
+        if self.scale == "log" and key == "low" and end <= 0:
+            return f'{end} has no logarithm; scale = "log" needs low above 0'
+        if self.scale == "logit" and not 0 < end < 1:
+            return f'{end} has no logit; scale = "logit" needs ends within 0 and 1'
+        return None
+
+    def _stretch(self, unit: float, low: float, high: float) -> float:
+        """Return the value at a share of the way on the range's scale."""
+        match self.scale:
+            case "log":
+                first, last = math.log(low), math.log(high)
+                return math.exp(first + unit * (last - first))
+            case "logit":
+                first, last = _logit(low), _logit(high)
+                return 1 / (1 + math.exp(-(first + unit * (last - first))))
+            case _:
+                return low + unit * (high - low)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Points of the inputs, each with a value of every parameter of the design.
+
+    ``points`` has one tuple per parameter, all of the same length; ``labels`` names
+    the points, where a file does.
+    """
+
+    __pydantic_config__ = _STRICT
+    method: Literal["lhs", "sobol", "halton", "csv"]
+    samples: Annotated[int, Ge(1), Le(_MOST_SAMPLES)] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    file: str | None = None
+    columns: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    points: Columns = field(default_factory=dict)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the points come from ranges, and not from a file."""
+        return self.method != "csv"
+
+    def place(self, name: str) -> str:
+        """Return the place of one of its parameters."""
+        if self.sampled:
+            return place(f"design.ranges.{name}")
+        return place("design", "file", name)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with what the user says of the design."""
+        wanted: dict[str, Any] = {
+            "samples": self.samples,
+            "ranges": self.ranges or None,
+        }
+        strange: dict[str, Any] = {"file": self.file, "columns": self.columns}
+        if not self.sampled:
+            strange, wanted = wanted, {"file": self.file}
+        ways = {
+            "samples": "say how many points, such as samples = 256",
+            "ranges": "give each parameter one, such as "
+            "ranges.beta = { low = 0.1, high = 2.0 }",
+            "file": 'name it, such as file = "points.csv"',
+        }
+        for key, value in wanted.items():
+            if value is None:
+                text = f"is missing, and method = {self.method!r} needs it; {ways[key]}"
+                yield Fault(place("design", key), text)
+        for key, value in strange.items():
+            if value is not None:
+                text = f"does not go with method = {self.method!r}; leave it out"
+                yield Fault(place("design", key), text)
+        for name, own in self.ranges.items():
+            yield from own.faults(f"design.ranges.{name}")
+        yield from self._check_points()
+
+    def describe(self) -> Iterator[str]:
+        """Yield what ``mpiens check`` says of it, a line for each thing to know."""
+        count = len(next(iter(self.points.values())))
+        if self.sampled:
+            yield f"design {self.method}: {count:,} samples"
+        else:
+            yield f"design {self.file}: {count:,} points of {', '.join(self.points)}"
+        for name, own in self.ranges.items():
+            yield f"range {name}: {own.describe()}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the design as the user writes it, and its points."""
+        keys = ("method", "samples", "file", "columns", "labels")
+        parts = {key: getattr(self, key) for key in keys}
+        parts["ranges"] = {
+            name: {k: v for k, v in vars(own).items() if v is not None}
+            for name, own in self.ranges.items()
+        }
+        parts["points"] = dict(self.points)
+        return {key: part for key, part in parts.items() if part}
+
+    def _check_points(self) -> Iterator[Fault]:
+        """Yield where points that are written out are not those of the rest."""
+        if not self.points:
+            return
+        where = place("design", "points")
+        sizes = {len(column) for column in self.points.values()}
+        if self.sampled:
+            sizes.add(self.samples or 0)
+        if self.labels is not None:
+            sizes.add(len(self.labels))
+        names = self.ranges if self.sampled else self.points
+        if len(sizes) > 1 or 0 in sizes or self.points.keys() != names.keys():
+            text = "are not those of the design; leave points out to have them made"
+            yield Fault(where, text)
+
+
+def sample(design: Design, seed: int) -> Design:
+    """Return a design with its points: always the same for the same seed.
+
+    Sobol and Halton sequences go on where fewer samples end; an LHS is made anew.
+    Raises SpecError where there is no scipy.
+    """
+    try:
+        # heavy, and wanted by the root alone
+        import numpy as np  # noqa: PLC0415
+        from scipy.stats import qmc  # noqa: PLC0415
+    except ImportError as error:
+        way = 'install it by pip install "mpiens[design]"'
+        text = f"{design.method!r} needs scipy; {way} ({error})"
+        raise SpecError([Fault(place("design", "method"), text)]) from error
+    kinds = {"lhs": qmc.LatinHypercube, "sobol": qmc.Sobol, "halton": qmc.Halton}
+    engine = kinds[design.method](len(design.ranges), rng=np.random.default_rng(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a power of 2 would be more even
+        units = engine.random(design.samples)
+    points = {
+        name: tuple(map(own.value, column.tolist()))
+        for (name, own), column in zip(design.ranges.items(), units.T, strict=True)
+    }
+    return dataclasses.replace(design, points=points)
+
+
+def _pick(unit: float, count: int) -> int:
+    """Return an index below count, each of them equally likely."""
+    return min(int(unit * count), count - 1)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
