@@ -145,6 +145,10 @@ def _check(options: argparse.Namespace) -> int:
     found = plan.check(options.spec, options.output)
     print("\n".join(found.lines()))
     found.refuse()
+    if options.twice:
+        from mpiens import twice  # noqa: PLC0415
+
+        return twice.compare_twice(options.spec, found.spec)
     return 0
 
 
@@ -254,6 +258,11 @@ def _check_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("spec", type=Path, metavar="SPEC.toml")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--twice",
+        action="store_true",
+        help="run a task twice in one runner and in two, and compare the bits",
+    )
     parser.set_defaults(act=_check)
     return parser
 

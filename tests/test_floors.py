@@ -32,6 +32,7 @@ FLOORS = {
             "aggregation",
             "plan",
             "foreground",
+            "twice",
             "table",
             "frame",
             "root",
