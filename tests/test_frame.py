@@ -228,6 +228,24 @@ def test_a_parameter_has_the_narrowest_kind(values: tuple[Any, ...], kind: Any) 
     assert _find_kind(values) is kind
 
 
+def test_no_two_columns_have_one_name(launcher: Launcher) -> None:
+    model = "def simulate(rank, done, x):\n    return {'x': x, 'rank': rank, 'y': 1}\n"
+    write(launcher.folder, "model.py", model)
+    head = SPEC[: SPEC.index("[scenarios.b]")]
+    write(launcher.folder, "sweep.toml", head + "[sweep]\nrank=[5]\ndone=[6]\nx=[7]\n")
+    assert launcher.mpiens("sweep.toml").code == 0
+    short = show_csv(launcher.folder)
+    assert [*short.columns[:6]] == [
+        *("scenario", "rank", "parameters.done", "x", "done", "failed")
+    ]
+    long = show_csv(launcher.folder, "--long")
+    names = ["scenario", "parameters.rank", "done", "parameters.x", "replicate"]
+    names += ["status", "seconds", "attempts", "rank", "series.x", "series.rank", "y"]
+    assert [*long.columns[:12]] == names
+    assert long["parameters.rank"].tolist() == long["series.rank"].tolist() == [5] * 3
+    assert long["rank"].tolist() == [0] * 3
+
+
 def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
     made = []
 
