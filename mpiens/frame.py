@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class _Group:
 
     columns: list[Column]
     cells: Callable[[int], list[Any]]
+    prefix: str = ""  # for names that other columns have too
 
 
 def by_scenario(store: Store) -> Frame:
@@ -136,7 +138,12 @@ def write_parquet(frame: Frame, path: Path) -> None:
 
 def _make(groups: list[_Group], rows: Iterator[list[Any]]) -> Frame:
     """Make a table of groups, without the NaN that stands for what is missing."""
-    columns = [column for group in groups for column in group.columns]
+    times = Counter(column.name for group in groups for column in group.columns)
+    columns = [
+        Column(group.prefix + c.name, c.kind) if times[c.name] > 1 else c
+        for group in groups
+        for c in group.columns
+    ]
     return Frame(columns, ([_drop_nan(cell) for cell in row] for row in rows))
 
 
@@ -150,7 +157,9 @@ def _identify(layout: Layout) -> Iterator[_Group]:
         kind = _find_kind(own)
         columns.append(Column(name, kind))
         values.append([*map(_to_cell, own)] if kind is str else own)
-    yield _Group(columns, lambda index: [own[index] for own in values])
+    yield _Group(
+        columns, lambda index: [own[index] for own in values], prefix="parameters."
+    )
 
 
 def _describe_tasks(store: Store) -> Iterator[_Group]:
@@ -185,6 +194,7 @@ def _describe_tasks(store: Store) -> Iterator[_Group]:
             _mask(_read_scalars(store, output, index), status[index] == DONE)
             for output in scalars
         ],
+        prefix="series.",
     )
     summaries = [*store.layout.summaries()]
     yield _Group(

@@ -555,6 +555,16 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+ranges = st.one_of(
+    st.fixed_dictionaries({"choices": st.lists(scalars, min_size=1, max_size=3)}),
+    st.fixed_dictionaries(
+        {"low": st.integers(1, 9), "high": st.integers(10, 99) | st.floats(10, 99)},
+        optional={"scale": st.sampled_from(["linear", "log"])},
+    ),
+    st.just({"low": 1, "high": 2, "integer": True}),
+)
+
+
 documents = st.fixed_dictionaries(
     {
         "ensemble": st.fixed_dictionaries(
@@ -591,6 +601,13 @@ documents = st.fixed_dictionaries(
                 },
             ),
             max_size=2,
+        ),
+        "design": st.fixed_dictionaries(
+            {
+                "method": st.sampled_from(["lhs", "sobol", "halton"]),
+                "samples": st.integers(1, 5),
+                "ranges": st.dictionaries(keys("d"), ranges, min_size=1, max_size=3),
+            }
         ),
         "bands": st.fixed_dictionaries(
             {
@@ -639,7 +656,9 @@ trash = st.recursive(
                 [
                     *("model", "replicates", "seed", "reduce", "loader", "kwargs"),
                     *("dims", "summaries", "dtype", "length", "levels", "baseline"),
-                    *("cost", "retries", "x", "rng"),
+                    *("cost", "retries", "x", "rng", "zip", "exclude", "file"),
+                    *("method", "samples", "ranges", "columns", "points", "labels"),
+                    *("low", "high", "scale", "integer", "choices", "scenario"),
                 ]
             ),
             inner,
@@ -651,7 +670,7 @@ trash = st.recursive(
 
 
 sections = (
-    *("ensemble", "parameters", "scenarios", "sweep"),
+    *("ensemble", "parameters", "scenarios", "sweep", "design"),
     *("shared", "outputs", "bands", "limits", "ensembel"),
 )
 
