@@ -180,9 +180,10 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     if options.csv or options.parquet:
         return _write_frame(options)
-    if options.long:
-        text = "goes with --csv or --parquet; add either"
-        raise SpecError([Fault("--long", text)])
+    for option in ("long", "columns"):
+        if getattr(options, option):
+            text = "goes with --csv or --parquet; add either"
+            raise SpecError([Fault(f"--{option}", text)])
     if options.json:
         sys.stdout.write(Table(Store(options.file)).to_json() + "\n")
     else:
@@ -196,6 +197,8 @@ def _write_frame(options: argparse.Namespace) -> int:
 
     store = Store(options.file)
     made = frame.by_task(store) if options.long else frame.by_scenario(store)
+    if options.columns:
+        made = frame.select(made, options.columns.split(","))
     if options.parquet is None:
         frame.write_csv(made, sys.stdout)
         return 0
@@ -326,6 +329,9 @@ def _show_parser() -> argparse.ArgumentParser:
         "--long",
         action="store_true",
         help="one row per task, for --csv and --parquet",
+    )
+    parser.add_argument(
+        "--columns", metavar="A,B,...", help="these columns only, in this order"
     )
     parser.set_defaults(act=_show)
     return parser

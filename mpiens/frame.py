@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens.fault import Fault, SpecError
+from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import DONE, STATUS, UNUSED, Layout
 from mpiens.row import Output
 from mpiens.spec import to_text
@@ -51,10 +51,7 @@ class _Group:
 
 
 def by_scenario(store: Store) -> Frame:
-    """Return a table with a row per scenario, sorted by its parameters.
-
-    What else there is to tell of a scenario is one more group at the end.
-    """
+    """Return a table with a row per scenario, sorted by its parameters."""
     entries = Table(store).entries
     compared = store.layout.has_baseline
     groups = [
@@ -67,6 +64,7 @@ def by_scenario(store: Store) -> Frame:
             [Column(name, float) for name, _ in _summaries(entries[0], compared)],
             lambda index: [value for _, value in _summaries(entries[index], compared)],
         ),
+        *_describe_aggregates(store),
     ]
     rows = (
         [cell for group in groups for cell in group.cells(index)]
@@ -93,6 +91,24 @@ def by_task(store: Store) -> Frame:
                 yield [*scenario, *cells]
 
     return _make(groups, rows())
+
+
+def select(frame: Frame, names: list[str]) -> Frame:
+    """Return some columns of a table, in the order asked for.
+
+    Raises SpecError where there is no such column.
+    """
+    known = {column.name: place for place, column in enumerate(frame.columns)}
+    faults = [
+        Fault("", f"there is no column {name!r}{nearest(name, known)}")
+        for name in names
+        if name not in known
+    ]
+    if faults:
+        raise SpecError(faults)
+    places = [known[name] for name in names]
+    columns = [frame.columns[place] for place in places]
+    return Frame(columns, ([row[place] for place in places] for row in frame.rows))
 
 
 def write_csv(frame: Frame, file: TextIO) -> None:
@@ -203,6 +219,20 @@ def _describe_tasks(store: Store) -> Iterator[_Group]:
             samples(store, output, kind, index).tolist() for output, kind in summaries
         ],
     )
+
+
+def _describe_aggregates(store: Store) -> Iterator[_Group]:
+    """Yield what was made of each scenario; an array's entries have a column each."""
+    for output in store.layout.aggregates:
+        array = store.read(f"/aggregate/{output.name}")
+        flat = array.reshape(len(array), -1).tolist()
+        places = [".".join(map(str, place)) for place in np.ndindex(output.shape)]
+        kind = _kind_of(output)
+        yield _Group(
+            [Column(f"{output.name}{'.' * bool(p)}{p}", kind) for p in places],
+            flat.__getitem__,
+            prefix="aggregate.",
+        )
 
 
 def _order(layout: Layout) -> list[int]:

@@ -82,6 +82,12 @@ class Table:
         """Return one JSON object; what has no value is null."""
         done, failed = int(self._done.sum()), int(self._failed.sum())
         pending = self._total - done - failed
+        names = [output.name for output in self._layout.aggregates]
+        arrays = {name: self._store.read(f"/aggregate/{name}") for name in names}
+        aggregates = [
+            {name: array[index].tolist() for name, array in arrays.items()}
+            for index in range(len(self.entries))
+        ]
         document = {
             "complete": self.digest is not None,
             "digest": self.digest,
@@ -93,8 +99,9 @@ class Table:
                     "done": entry.done,
                     "failed": entry.failed,
                     "summaries": _nest(entry.lines),
+                    "aggregates": aggregates[index],
                 }
-                for entry in self.entries
+                for index, entry in enumerate(self.entries)
             ],
         }
         return json.dumps(_finite(document), indent=1)
@@ -112,6 +119,8 @@ class Table:
         )
         for output, kind in self._layout.summaries():
             console.print(self._draw(output, kind))
+        if scalars := [o for o in self._layout.aggregates if not o.shape]:
+            console.print(self._draw_aggregates(scalars))
         for text in self._remarks():
             console.print(text, soft_wrap=True, markup=False)
 
@@ -146,6 +155,28 @@ class Table:
                 low, high = _write(spread.low), _write(spread.high)
                 cells.append(f"{_write(spread.mean)} [{low}, {high}]")
             drawn.add_row(*(cell.replace("[", "\\[") for cell in cells))
+        return drawn
+
+    def _draw_aggregates(self, scalars: list[Output]) -> Any:
+        from rich import box, table  # noqa: PLC0415
+
+        drawn = table.Table(
+            title="aggregates",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        drawn.add_column("scenario")
+        columns = []
+        for output in scalars:
+            units = f" ({output.units})" if output.units else ""
+            drawn.add_column(
+                f"{output.name}{units}".replace("[", "\\["), justify="right"
+            )
+            columns.append(self._store.read(f"/aggregate/{output.name}").tolist())
+        for entry, values in zip(self.entries, zip(*columns, strict=True), strict=True):
+            name = entry.name.replace("[", "\\[")
+            drawn.add_row(name, *(_write(float(value)) for value in values))
         return drawn
 
     def _remarks(self) -> Iterator[str]:
