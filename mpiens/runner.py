@@ -42,7 +42,8 @@ from mpiens.child import (
     watch_parent,
 )
 from mpiens.model import Model, format_failure
-from mpiens.outcome import RECORD, Batch, Description, Failure, Tasks
+from mpiens.outcome import PRINTED, RECORD, Batch, Description, Failure, Tasks
+from mpiens.program import ProgramError, forget
 from mpiens.row import Row, as_bytes, checksum, describe
 from mpiens.spec import Spec
 
@@ -204,6 +205,8 @@ class Executor:
         limit = self._spec.limits.task_memory
         if isinstance(error, MemoryError) and limit is not None:
             text += f"the task may allocate task_memory = {limit} bytes\n"
+        if isinstance(error, ProgramError) and error.said:
+            text += f"\n{PRINTED}\n{error.said}"
         failure = Failure(task, attempts, seconds, text)
         self._send(FAILURE, pickle.dumps(failure))
 
@@ -332,6 +335,7 @@ class Process:
         """End a runner that is no longer needed."""
         self.kill()
         self.bury()
+        forget(self.cell.read()[0])
 
     def _drain(self) -> None:
         """Keep the end of what the model prints."""

@@ -15,6 +15,8 @@ from annotated_types import Ge, Gt
 
 Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
+Format = Literal["csv", "npy", "hdf5", "json", "text"]
+STANDARD_OUTPUT = "-"
 INJECTED = ("rng", "seed", "shared", "scenario", "replicate")
 RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
@@ -29,11 +31,33 @@ class Ensemble:
     """What is run, how often, and under which seed."""
 
     __pydantic_config__ = _STRICT
-    model: str
+    model: str | None  # none where a program is the model
     replicates: Annotated[int, Ge(1)]
     seed: Annotated[int, Ge(0)]
     pairing: Literal["common", "independent"] = "common"
     reduce: str | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is read of the files that a program leaves: one output."""
+
+    __pydantic_config__ = _STRICT
+    file: str = STANDARD_OUTPUT
+    format: Format | None = None  # by the file's suffix
+    column: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A program that is the model; or how a Python model is run."""
+
+    __pydantic_config__ = _STRICT
+    command: tuple[str, ...] = ()
+    stdin: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    read: Mapping[str, Read] = field(default_factory=dict)
+    fresh: Literal["runner", "task"] = "runner"
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,7 @@ class Spec:
     parameters: Mapping[str, Value] = field(default_factory=dict)
     bases: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     sweep: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    model: Model = field(default_factory=Model)
     shared: Shared | None = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
     bands: Bands = field(default_factory=Bands)
@@ -120,6 +145,16 @@ class Spec:
             for base, own in (bases or {None: {}}).items()
             for axes in _cross(self.sweep)
         )
+
+    @property
+    def simulator(self) -> str:
+        """The model in one line, as the user names it."""
+        return self.ensemble.model or " ".join(self.model.command)
+
+    @property
+    def model_key(self) -> tuple[str, str]:
+        """Section and key of the spec that name the model."""
+        return ("model", "command") if self.model.command else ("ensemble", "model")
 
     @property
     def replicates(self) -> int:
@@ -166,6 +201,7 @@ class Spec:
         """Return the effective spec under the keys that the user writes."""
         parts = {
             "ensemble": _drop_none(self.ensemble),
+            "model": _drop_default(self.model),
             "parameters": dict(self.parameters),
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
@@ -222,6 +258,15 @@ def decode_date(table: dict[str, Any]) -> Any:
         if table.keys() == {f"__{kind.__name__}__"}:
             return kind.fromisoformat(table[f"__{kind.__name__}__"])
     return table
+
+
+def _drop_default(model: Model) -> dict[str, Any]:
+    """Return a section of a model as the user writes it; nothing where none is."""
+    if model == Model():
+        return {}
+    read = {name: _drop_none(own) for name, own in model.read.items()}
+    fields = _drop_none(model) | {"read": read}
+    return {key: value for key, value in fields.items() if value}
 
 
 def _drop_none(section: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ FLOORS = {
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
-    "seams": ["mpi", "child", "model", "runner"],
+    "seams": ["mpi", "child", "extract", "memfile", "program", "model", "runner"],
     "tools": ["heartbeat", "worker", "workqueue", "window", "lock", "journal", "store"],
     "stories": [
         *(
