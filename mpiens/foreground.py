@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpiens import model, streams, window
-from mpiens.child import Cell, ChildDied, ask_child, on_standard_error
+from mpiens.child import (
+    Cell,
+    ChildDied,
+    adopt_orphans,
+    ask_child,
+    children,
+    end_children,
+    on_standard_error,
+)
 from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import DONE, FAILED
 from mpiens.model import Model, format_failure
@@ -122,6 +130,8 @@ def _contain(
     if pdb:
         with on_standard_error():
             return attempt()
+    adopt_orphans()
+    others = children()
     began = time.monotonic()
     try:
         answer: Answer = ask_child(attempt)
@@ -132,6 +142,8 @@ def _contain(
         text = tell_overdue(limit) if overdue else tell_end(news.code)
         print(f"mpiens: {text}{tell_kept(task)}", file=sys.stderr)
         return None
+    finally:
+        end_children(others)
     return answer
 
 
