@@ -14,11 +14,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpiens import model, steps, streams
-from mpiens.child import Cell, ChildDied, ask_child, on_standard_error
+from mpiens import steps, streams, window
+from mpiens.child import (
+    Cell,
+    ChildDied,
+    adopt_orphans,
+    ask_child,
+    children,
+    end_children,
+    on_standard_error,
+)
 from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import DONE, FAILED
 from mpiens.model import Model, format_failure
+from mpiens.program import tell_kept
 from mpiens.reader import locate_faults, read
 from mpiens.row import checksum, describe
 from mpiens.runner import Watch, tell_end, tell_overdue
@@ -52,7 +61,7 @@ def try_task(path: Path, scenario: str | None, replicate: int, *, pdb: bool) -> 
 
     try:
         task = find_task(spec, scenario, replicate)
-        lines = _contain(spec, attempt, pdb)
+        lines = _contain(spec, task, attempt, pdb)
     except SpecError as error:
         faults = locate_faults(error.faults, path)
         raise SpecError(faults, str(path)) from error.__cause__
@@ -84,7 +93,7 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
             return None
         return checksum(row.tobytes())
 
-    found = _contain(spec, attempt, pdb)
+    found = _contain(spec, task, attempt, pdb)
     status = int(store.status[task])
     what = f"scenario {scenario}, replicate {replicate}:"
     if found is None:
@@ -112,7 +121,9 @@ def find_task(spec: Spec, scenario: str | None, replicate: int) -> int:
     return spec.number(names.index(wanted), replicate)
 
 
-def _contain(spec: Spec, attempt: Callable[[], Answer], pdb: bool) -> Answer | None:
+def _contain(
+    spec: Spec, task: int, attempt: Callable[[], Answer], pdb: bool
+) -> Answer | None:
     """Return what an attempt at a task returns, or None where it ended the process.
 
     It is made in a child, as by a runner, unless it may end in a debugger.
@@ -120,6 +131,8 @@ def _contain(spec: Spec, attempt: Callable[[], Answer], pdb: bool) -> Answer | N
     if pdb:
         with on_standard_error():
             return attempt()
+    adopt_orphans()
+    others = children()
     began = time.monotonic()
     try:
         answer: Answer = ask_child(attempt)
@@ -128,14 +141,16 @@ def _contain(spec: Spec, attempt: Callable[[], Answer], pdb: bool) -> Answer | N
         late = limit is not None and time.monotonic() - began > limit
         overdue = late and news.code == OVERDUE
         text = tell_overdue(limit) if overdue else tell_end(news.code)
-        print(f"mpiens: {text}", file=sys.stderr)
+        print(f"mpiens: {text}{tell_kept(task)}", file=sys.stderr)
         return None
+    finally:
+        end_children(others)
     return answer
 
 
 def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     """Run one task; its fault is printed, and looked at in the debugger if asked."""
-    runs = Model(spec, lambda: model.load(spec.shared, spec.folder))
+    runs = Model(spec, lambda: window.hold(spec))
     scenario, _ = spec.locate(task)
     step = spec.step(Step.PREPARE, scenario)
     [stream, own] = streams.of(spec, [task, step])
@@ -163,7 +178,8 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
         faulthandler.cancel_dump_traceback_later()
     watch.end()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    who = resource.RUSAGE_CHILDREN if spec.model.command else resource.RUSAGE_SELF
+    peak = resource.getrusage(who).ru_maxrss * 1024
     return Trial(returned, seconds, peak)
 
 

@@ -66,6 +66,9 @@ def _changed_ensemble(old: Spec, new: Spec) -> Iterator[str]:
     for key in ("model", "seed", "pairing", "reduce"):
         if getattr(old.ensemble, key) != getattr(new.ensemble, key):
             yield place("ensemble", key)
+    for key in ("command", "stdin", "files", "read"):
+        if getattr(old.model, key) != getattr(new.model, key):
+            yield place("model", key)
     if new.replicates < old.replicates:
         yield place("ensemble", "replicates")
 

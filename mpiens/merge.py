@@ -211,7 +211,8 @@ class Merger:
             faults += [Fault(where, text) for where in places]
             if first.attributes["model_code"] != other.attributes["model_code"]:
                 text = f"{other.path} and {first.path} were made by different code"
-                faults.append(Fault(place("ensemble", "model"), text))
+                where = place(*first.layout.spec.model_key)
+                faults.append(Fault(where, text))
         for each in stores:
             told = each.attributes.get("digest")
             if told is not None and not faults and each.digest() != told:

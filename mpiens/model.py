@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from mpiens import program
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
+from mpiens.program import Program, ProgramError
 from mpiens.spec import INJECTED, Scenario, Shared, Spec, to_text
 from mpiens.streams import Stream
 
@@ -86,11 +88,18 @@ def inspect_model(spec: Spec) -> Signature:
     function, reduce, *_ = functions
     if reduce is not None:
         faults += _check_reduce(reduce, place("ensemble", "reduce"))
-    if function is None:
+    if spec.model.command:
+        looked = program.inspect(spec)
+        faults += looked.faults
+        code = hashlib.sha256(b"".join([*sources, looked.code])).hexdigest()
+        names = looked.parameters
+        signature = Signature(spec.simulator, names, names, code=code)
+    elif function is not None:
+        code = hashlib.sha256(b"".join(sources)).hexdigest()
+        signature = _read_signature(spec.simulator, function, code)
+        faults += _check_signature(spec, signature)
+    else:
         raise SpecError(faults)
-    code = hashlib.sha256(b"".join(sources)).hexdigest()
-    signature = _read_signature(spec.ensemble.model, function, code)
-    faults += _check_signature(spec, signature)
     try:
         hint_costs(spec, fill_parameters(spec, signature))
     except SpecError as error:
@@ -158,7 +167,10 @@ class Model:
     """
 
     def __init__(self, spec: Spec, shared: Callable[[], Any]) -> None:
-        self._function = find(spec.ensemble.model, spec.folder, "[ensemble] model")
+        if spec.model.command:
+            self._function: Function = Program(spec)
+        else:
+            self._function = find(spec.simulator, spec.folder, "[ensemble] model")
         self._takes = _injected(self._function)
         self._reduce: Function | None = None
         self._reduce_takes: frozenset[str] = frozenset()
@@ -166,7 +178,7 @@ class Model:
             where = "[ensemble] reduce"
             self._reduce = find(spec.ensemble.reduce, spec.folder, where)
             self._reduce_takes = _injected(self._reduce) & {*_REDUCE}
-        if spec.shared is not None:
+        if spec.shared is not None and not spec.model.command:
             find(spec.shared.loader, spec.folder, "[shared] loader")
         self._spec = spec
         self._shared = shared()
@@ -203,6 +215,8 @@ class Model:
 
 def format_failure(error: BaseException) -> str:
     """Return the traceback of a model's fault without the frames of mpiens."""
+    if isinstance(error, ProgramError):  # which says it all itself
+        return f"{error}\n"
     trace = traceback.TracebackException.from_exception(error)
     own = str(Path(__file__).parent)
     while trace.stack and trace.stack[0].filename.startswith(own):
@@ -308,7 +322,7 @@ def _plain(value: Any) -> Any:
 
 def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:
     """Yield parameters that the model does not take, or that it lacks."""
-    name = spec.ensemble.model.rpartition(":")[2]
+    name = signature.function.rpartition(":")[2]
     takes = [n for n in signature.names if n not in INJECTED]
     taken = ", ".join(takes) or "none"
     if "prepared" in signature.required and spec.prepare is None:

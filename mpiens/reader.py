@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mpiens.cube import check_exclusions, check_zips
@@ -26,9 +27,11 @@ from mpiens.spec import (
     Bands,
     Ensemble,
     Limits,
+    Model,
     Output,
     Pool,
     Prepare,
+    Read,
     Scenario,
     Shared,
     Spec,
@@ -36,10 +39,18 @@ from mpiens.spec import (
 )
 
 _REFERENCE = re.compile(r"[^:]+:[^:]+")
-_STAND_INS = {"model": "stand:in", "loader": "stand:in", "replicates": 1, "seed": 0}
-_STAND_INS |= {"call": "stand:in", "kind": "count"}
-_STAND_INS |= {"method": "csv"}
+_STAND_INS = {
+    **{"model": "stand:in", "loader": "stand:in", "call": "stand:in"},
+    **{"replicates": 1, "seed": 0, "kind": "count", "method": "csv"},
+    "command": ["stand-in"],
+}
 _SWEEP_KEYS = ("zip", "exclude")
+_SUFFIXES = {
+    **{".csv": "csv", ".npy": "npy", ".json": "json", "": "text", ".txt": "text"},
+    **{".h5": "hdf5", ".hdf5": "hdf5", ".nc": "hdf5"},
+}
+_OF_PROGRAMS = ("workdir", "folder")  # what they get beside INJECTED
+_IN_FOLDERS = ("stdin", "stdout", "shared")  # what mpiens puts into a task's folder
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -104,7 +115,7 @@ class _Decoder:
     """Turns a document into a Spec section by section and collects the faults."""
 
     SECTIONS = (
-        *("ensemble", "parameters", "scenarios", "sweep", "design"),
+        *("ensemble", "model", "parameters", "scenarios", "sweep", "design"),
         *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
     )
 
@@ -118,7 +129,8 @@ class _Decoder:
                 hint = nearest(name, self.SECTIONS)
                 self.fault(place(name), f"is no section of a spec{hint}")
         tables = {name: self.table(name) for name in self.SECTIONS}
-        ensemble = self.section("ensemble", Ensemble, tables["ensemble"])
+        named_model = {"model": None} | tables["ensemble"]
+        ensemble = self.section("ensemble", Ensemble, named_model)
         shared = None
         if "shared" in self.document:
             shared = self.section("shared", Shared, tables["shared"])
@@ -139,6 +151,7 @@ class _Decoder:
         zips = self.zips(tables["sweep"], sweep)
         spec = Spec(
             ensemble=ensemble,
+            model=self.model(tables["model"]),
             parameters=tables["parameters"],
             bases=bases,
             sweep=sweep,
@@ -159,8 +172,8 @@ class _Decoder:
         # lacks parameters with the file that has them
         named = {place("ensemble", k) for k in ("model", "reduce")}
         named |= {place(k, "file") for k in ("scenarios", "design")}
-        named |= {place("shared", "loader"), place("prepare", "call")}
-        named.add(place("aggregate", "call"))
+        named |= {place("shared", "loader"), place("model", "command")}
+        named |= {place(k, "call") for k in ("prepare", "aggregate")}
         return None if named & {fault.place for fault in self.faults} else spec
 
     def fault(self, where: str, text: str) -> None:
@@ -298,6 +311,47 @@ class _Decoder:
             own = dataclasses.replace(own, choices=tuple(choices))
         return own
 
+    def model(self, part: dict[str, Any]) -> Model:
+        """Decode what is said of a program; its command becomes a list of words."""
+        own = {key: value for key, value in part.items() if key != "read"}
+        if isinstance(own.get("command"), str):
+            try:
+                own["command"] = shlex.split(own["command"])
+            except ValueError as error:
+                text = f"{own['command']!r} cannot be split into words: {error}"
+                self.fault(place("model", "command"), text)
+                own["command"] = _STAND_INS["command"]
+        if "command" in own and not own["command"]:
+            self.fault(place("model", "command"), "is empty; name a program")
+            own["command"] = _STAND_INS["command"]
+        read = part.get("read", {})
+        if not isinstance(read, dict):
+            self.fault(place("model", "read"), f"should be a table, not {read!r}")
+            read = {}
+        reads = {}
+        for name, table in self.tables("model.read", read):
+            reads[name] = self.read(f"model.read.{name}", table)
+        model: Model = self.section("model", Model, own)
+        return dataclasses.replace(model, read=reads)
+
+    def read(self, section: str, part: dict[str, Any]) -> Read:
+        """Decode how an output is read; the file's suffix tells its format."""
+        part = dict(part)
+        column = part.get("column", 0)
+        if isinstance(column, bool) or not isinstance(column, int | str):
+            text = f"{column!r} should be a name or a number from 0"
+            self.fault(place(section, "column"), text)
+            del part["column"]
+        read: Read = self.section(section, Read, part)
+        if read.format is None and "format" not in part:
+            suffix = PurePosixPath(read.file).suffix
+            if suffix not in _SUFFIXES:
+                text = f"{read.file!r} does not tell its format; give format"
+                self.fault(place(section, "file"), text)
+            form: Any = _SUFFIXES.get(suffix)
+            read = dataclasses.replace(read, format=form)
+        return read
+
     def section(self, name: str, kind: type[Any], part: dict[str, Any]) -> Any:
         """Decode one section; what is wrong is recorded and left out."""
         # imported here since only the root decodes, and start-up on many ranks counts
@@ -332,6 +386,7 @@ class _Decoder:
 def _check(spec: Spec) -> Iterator[Fault]:
     """Yield what no single section can know to be wrong."""
     yield from _check_ensemble(spec)
+    yield from _check_model(spec)
     yield from _check_parameters(spec)
     yield from _check_scenarios(spec)
     yield from _check_outputs(spec)
@@ -352,6 +407,77 @@ def _check_ensemble(spec: Spec) -> Iterator[Fault]:
         if text is not None and not _REFERENCE.fullmatch(text):
             way = 'should read "file.py:function" or "package.module:function"'
             yield Fault(where, f"{text!r} {way}")
+
+
+def _check_model(spec: Spec) -> Iterator[Fault]:
+    model, where = spec.model, place("ensemble", "model")
+    if model.command and spec.ensemble.model is not None:
+        text = f"and {where} = {spec.ensemble.model!r} are two models; keep one of them"
+        yield Fault(place("model", "command"), text)
+    if model.command:
+        yield from _check_program(spec)
+        return
+    if spec.ensemble.model is None:
+        way = "name a Python model here, or a program by [model] command"
+        yield Fault(where, f"is missing; {way}")
+    for key in ("stdin", "files", "read"):
+        if getattr(model, key):
+            yield Fault(place("model", key), "is for a program; give [model] command")
+    if model.fresh == "task" and spec.limits.isolation != "process":
+        text = "'task' needs a process for every task; leave out [limits] isolation"
+        yield Fault(place("model", "fresh"), text)
+
+
+def _check_program(spec: Spec) -> Iterator[Fault]:
+    model = spec.model
+    if model.fresh == "task":
+        text = "'task' is for Python models; a program starts anew for every task"
+        yield Fault(place("model", "fresh"), text)
+    if not model.read:
+        way = "write [model.read.NAME] for each output"
+        yield Fault(place("model", "read"), f"is missing; {way}")
+    for name in model.files:
+        if not _is_within(name):
+            text = "should be the name of a file in the task's own folder"
+            yield Fault(place("model", "files", name), text)
+        elif name.partition("/")[0].partition(".")[0] in _IN_FOLDERS:
+            text = "is what mpiens itself puts into the folder; choose another name"
+            yield Fault(place("model", "files", name), text)
+    for name, read in model.read.items():
+        section = f"model.read.{name}"
+        if not _NAME.fullmatch(name):
+            text = "is no name for an output; use letters, digits and underscores"
+            yield Fault(place(section), text)
+        if not _is_within(read.file):
+            text = f"{read.file!r} should be a file in the task's own folder"
+            yield Fault(place(section, "file"), text)
+        yield from _check_column(section, read)
+    if spec.ensemble.reduce is None:
+        for name in spec.outputs.keys() - model.read.keys():
+            text = f"is not read of the program; write [model.read.{name}]"
+            yield Fault(place(f"outputs.{name}"), text)
+    for where, name in spec.given():
+        if name in _OF_PROGRAMS:
+            text = "is what mpiens itself passes to a program; choose another name"
+            yield Fault(where, text)
+
+
+def _is_within(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _check_column(section: str, read: Read) -> Iterator[Fault]:
+    where = place(section, "column")
+    match read.format, read.column:
+        case "npy", column if column is not None:
+            yield Fault(where, f"{column!r}: a file of format npy has no columns")
+        case "hdf5", column if not isinstance(column, str):
+            yield Fault(where, "should be the path of a dataset in the HDF5 file")
+        case "text", str(column):
+            yield Fault(where, f"{column!r}: columns of text are numbers from 0")
+        case _, int(column) if column < 0:
+            yield Fault(where, f"{column} is no column; they are numbers from 0")
 
 
 def _check_parameters(spec: Spec) -> Iterator[Fault]:

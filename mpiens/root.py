@@ -498,7 +498,7 @@ class Root:
         if changed and not self._request.accept_model_change:
             text = f"its code has changed since {old.path} was begun; "
             text += "use --accept-model-change to go on all the same, or --fresh"
-            faults.append(Fault(place("ensemble", "model"), text))
+            faults.append(Fault(place(*self._spec.model_key), text))
         if before.shard != self._request.shard:
             what = f"is shard {before.shard}" if before.shard else "is no shard"
             faults.append(Fault("", f"{old.path} {what}{ways}"))

@@ -46,6 +46,7 @@ from mpiens.child import (
 )
 from mpiens.model import Model, format_failure
 from mpiens.outcome import (
+    PRINTED,
     RECORD,
     Batch,
     Description,
@@ -54,6 +55,7 @@ from mpiens.outcome import (
     StepResult,
     Tasks,
 )
+from mpiens.program import ProgramError, forget
 from mpiens.row import Row, as_bytes, checksum, describe
 from mpiens.spec import Spec
 from mpiens.steps import Steps
@@ -256,6 +258,8 @@ class Executor:
         limit = self._spec.limits.task_memory
         if isinstance(error, MemoryError) and limit is not None:
             text += f"the task may allocate task_memory = {limit} bytes\n"
+        if isinstance(error, ProgramError) and error.said:
+            text += f"\n{PRINTED}\n{error.said}"
         return text
 
 
@@ -388,6 +392,7 @@ class Process:
         """End a runner that is no longer needed."""
         self.kill()
         self.bury()
+        forget(self.cell.read()[0])
 
     def _drain(self) -> None:
         """Keep the end of what the model prints."""

@@ -20,6 +20,8 @@ from mpiens.fault import place
 Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
 PoolKind = Literal["count", "mean", "sum", "quantiles", "histogram", "density"]
+Format = Literal["csv", "npy", "hdf5", "json", "text"]
+STANDARD_OUTPUT = "-"
 INJECTED = ("rng", "seed", "shared", "scenario", "replicate", "prepared")
 RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
@@ -42,11 +44,33 @@ class Ensemble:
     """What is run, how often, and under which seed."""
 
     __pydantic_config__ = _STRICT
-    model: str
+    model: str | None  # none where a program is the model
     replicates: Annotated[int, Ge(1)]
     seed: Annotated[int, Ge(0)]
     pairing: Literal["common", "independent"] = "common"
     reduce: str | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is read of the files that a program leaves: one output."""
+
+    __pydantic_config__ = _STRICT
+    file: str = STANDARD_OUTPUT
+    format: Format | None = None  # by the file's suffix
+    column: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A program that is the model; or how a Python model is run."""
+
+    __pydantic_config__ = _STRICT
+    command: tuple[str, ...] = ()
+    stdin: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    read: Mapping[str, Read] = field(default_factory=dict)
+    fresh: Literal["runner", "task"] = "runner"
 
 
 @dataclass(frozen=True)
@@ -156,13 +180,13 @@ class Spec:
     parameters: Mapping[str, Value] = field(default_factory=dict)
     bases: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     sweep: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    model: Model = field(default_factory=Model)
     shared: Shared | None = None
     prepare: Prepare | None = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
     aggregate: Aggregate | None = None
     bands: Bands = field(default_factory=Bands)
     limits: Limits = field(default_factory=Limits)
-    fresh: bool = False
     folder: str = "."
     zips: tuple[tuple[str, ...], ...] = ()
     excluded: tuple[Mapping[str, Value], ...] = ()
@@ -200,6 +224,21 @@ class Spec:
         if self.design is not None:
             found |= {self.design.place(name): name for name in self.design.points}
         yield from found.items()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every task gets a process that none was run in before."""
+        return self.model.fresh == "task"
+
+    @property
+    def simulator(self) -> str:
+        """The model in one line, as the user names it."""
+        return self.ensemble.model or " ".join(self.model.command)
+
+    @property
+    def model_key(self) -> tuple[str, str]:
+        """Section and key of the spec that name the model."""
+        return ("model", "command") if self.model.command else ("ensemble", "model")
 
     @property
     def replicates(self) -> int:
@@ -265,6 +304,7 @@ class Spec:
         """Return the effective spec under the keys that the user writes."""
         parts = {
             "ensemble": _drop_none(self.ensemble),
+            "model": _drop_default(self.model),
             "parameters": dict(self.parameters),
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
@@ -347,6 +387,15 @@ def decode_date(table: dict[str, Any]) -> Any:
 def _write_aggregate(section: Aggregate) -> dict[str, Any]:
     pools = {name: _drop_none(pool) for name, pool in section.pools.items()}
     return {k: v for k, v in _drop_none(section).items() if k != "pools"} | pools
+
+
+def _drop_default(model: Model) -> dict[str, Any]:
+    """Return a section of a model as the user writes it; nothing where none is."""
+    if model == Model():
+        return {}
+    read = {name: _drop_none(own) for name, own in model.read.items()}
+    fields = _drop_none(model) | {"read": read}
+    return {key: value for key, value in fields.items() if value}
 
 
 def _drop_none(section: Any) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Table:
             yield f"digest {self.digest}"
             yield f"{took} on {attributes['ranks']} ranks, {attributes['completed']}"
         revision = attributes.get("code_revision") or "no revision"
-        yield f"{attributes['source']}, {spec.ensemble.model} ({revision})"
+        yield f"{attributes['source']}, {spec.simulator} ({revision})"
 
     def _make_entries(self) -> Iterator[Entry]:
         spec = self._layout.spec

@@ -13,12 +13,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens import model
+from mpiens import window
 from mpiens.child import Cell, on_standard_error
 from mpiens.outcome import Batch, Inputs
 from mpiens.reader import read
@@ -84,16 +83,18 @@ def run_in_turn(spec: Spec, numbers: list[int]) -> Rows:
     """Return the rows of tasks, as one runner runs them; Failed where one fails."""
     frames: list[tuple[int, bytes]] = []
 
-    def load() -> Any:
-        return model.load(spec.shared, spec.folder)
-
     def take() -> tuple[int, bytes]:
         kind, data = frames.pop()
         if kind == FAILURE:
             raise Failed(pickle.loads(data).text)
         return kind, data
 
-    executor = Executor(spec, load, lambda *frame: frames.append(frame), Watch(Cell()))
+    executor = Executor(
+        spec,
+        lambda: window.hold(spec),
+        lambda *frame: frames.append(frame),
+        Watch(Cell()),
+    )
     row: Row | None = None
     rows: Rows = []
     prepared: dict[int, bytes] = {}

@@ -4,24 +4,29 @@ The root's loader runs in a child process; what it returns is pickled with proto
 The buffers of its arrays travel straight into each node's window, and only the small
 skeleton around them goes to every rank.  A runner rebuilds the object from both: its
 arrays are read-only views on the window.
+
+For a program it becomes files in memory instead, again once per node.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiens import memfile
 from mpiens.child import Channel, Ended, await_child, fork
 from mpiens.deadline import Look, Stopped, look_away
 from mpiens.fault import Fault, SpecError, place
+from mpiens.memfile import Part, as_files
 from mpiens.model import load
 from mpiens.spec import Spec
 
@@ -54,7 +59,7 @@ class Packed:
     """An object as a skeleton and the buffers of its arrays."""
 
     skeleton: bytes
-    buffers: list[memoryview]
+    buffers: list[Part]
 
     @property
     def nbytes(self) -> int:
@@ -74,10 +79,30 @@ def load_packed(spec: Spec) -> Packed:
     """Load the shared data of a spec, and split it; SpecError where that fails."""
     data = load(spec.shared, spec.folder)
     try:
-        return pack(data)
+        return pack_files(data) if spec.model.command else pack(data)
+    except ValueError as error:
+        raise SpecError([Fault(place("shared", "loader"), str(error))]) from error
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         text = f"returned what cannot be pickled: {error}"
         raise SpecError([Fault(place("shared", "loader"), text)]) from error
+
+
+def pack_files(value: Any) -> Packed:
+    """Split what a program's loader returned: the skeleton lists names and parts."""
+    files = as_files(value)
+    parts = [part for own in files.values() for part in own]
+    return Packed(pickle.dumps({n: len(own) for n, own in files.items()}), parts)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The shared data of a program as a rank holds it: files in memory, by name."""
+
+    descriptors: Mapping[str, int]
+
+    def __call__(self) -> Mapping[str, int]:
+        """Return the descriptors, which all children of this process have too."""
+        return self.descriptors
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,8 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     if isinstance(header, Exception):
         raise header
     skeleton, sizes = header
+    if spec.model.command:
+        return _share_files(comm, source, _file_sizes(skeleton, sizes))
     nbytes = _offsets(list(sizes))[-1]
     if nbytes == 0:
         if source is not None:
@@ -125,16 +152,76 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     node = comm.node()
     leaders = comm.leaders(node)
     window = node.allocate_shared(nbytes)
-    for start in range(0, nbytes, CHUNK):
+    _fill(window, source, leaders)
+    if source is not None:
+        source.close()
+    node.barrier()
+    return Shared(skeleton, sizes, window)
+
+
+def _fill(window: memoryview, source: _Loader | None, leaders: Comm | None) -> None:
+    """Bring the next bytes of the root's stream into memory of every node."""
+    for start in range(0, len(window), CHUNK):
         part = window[start : start + CHUNK]
         if source is not None:
             source.read_into(part)
         if leaders is not None and leaders.size > 1:
             leaders.bcast_into(part)
+
+
+def _share_files(
+    comm: Comm, source: _Loader | None, sizes: Mapping[str, tuple[int, int]]
+) -> Files:
+    """Make files in memory, once per node; every rank holds them open."""
+    node = comm.node()
+    leaders = comm.leaders(node)
+    own: dict[str, int] = {}
+    if leaders is not None:
+        own = {name: memfile.create(name, room) for name, (_, room) in sizes.items()}
+        with memfile.writing([*own.values()]) as views:
+            for view in views:
+                _fill(view, source, leaders)
+        for name, (size, _) in sizes.items():
+            memfile.seal(own[name], size)
     if source is not None:
         source.close()
-    node.barrier()
-    return Shared(skeleton, sizes, window)
+    pid, theirs = node.bcast((os.getpid(), own))
+    reason = ""
+    try:
+        if leaders is None:
+            own = {n: memfile.reopen(pid, file) for n, file in theirs.items()}
+    except OSError as error:
+        reason = f"its files in memory cannot be opened by all ranks: {error}"
+    if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
+        raise SpecError([Fault(place("shared", "loader"), reasons[0])])
+    return Files(own)
+
+
+def _file_sizes(skeleton: bytes, sizes: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+    """Return each file's bytes, and the bytes of the stream that bring them."""
+    found = {}
+    rest = [*sizes]
+    for name, count in pickle.loads(skeleton).items():
+        parts, rest = rest[:count], rest[count:]
+        *before, room = _offsets(parts)
+        found[name] = (before[-1] + parts[-1], room)
+    return found
+
+
+def hold(spec: Spec) -> Any:
+    """Load the shared data of a spec into this process, as a model is handed it."""
+    if spec.shared is None or not spec.model.command:
+        return load(spec.shared, spec.folder)
+    packed = load_packed(spec)
+    sizes = _file_sizes(packed.skeleton, tuple(len(b) for b in packed.buffers))
+    buffers = iter(packed.buffers)
+    files = {}
+    for name, count in pickle.loads(packed.skeleton).items():
+        files[name] = memfile.create(name, 0)
+        with os.fdopen(os.dup(files[name]), "wb") as file:
+            file.writelines(itertools.islice(buffers, count))
+        memfile.seal(files[name], sizes[name][0])
+    return files
 
 
 class _Loader:

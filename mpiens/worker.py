@@ -22,6 +22,7 @@ from mpiens.outcome import (
     StepResult,
     Tasks,
 )
+from mpiens.program import tell_kept
 from mpiens.row import Row
 from mpiens.runner import (
     BATCH,
@@ -168,7 +169,7 @@ class Worker:
         if failure.attempts <= self.limits.retries + self._strays[failure.task]:
             self._order_again([failure.task], failure.attempts + 1)
             return
-        if printed:
+        if printed and PRINTED not in failure.text:
             text = f"{failure.text}\n{PRINTED}\n{printed}"
             failure = replace(failure, text=text)
         yield FAILURE, bytearray(pickle.dumps(failure))
@@ -217,6 +218,7 @@ class Worker:
         overdue = (task, since) == self._overdue
         self._stopped = False
         how = tell_overdue(self.limits.task_seconds) if overdue else tell_end(code)
+        how += tell_kept(task)
         if task not in self._given:
             task = self._blame_start()
         stray = not overdue and -code in (signal.SIGKILL, signal.SIGTERM, WHERE)

@@ -21,7 +21,9 @@ FLOORS = {
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
-    "seams": ["mpi", "child", "model", "steps", "runner"],
+    "seams": [
+        *("mpi", "child", "extract", "memfile", "program", "model", "steps", "runner"),
+    ],
     "tools": [
         *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
         "store",
