@@ -29,13 +29,8 @@ from mpiens.extract import CAPTURED, extract
 from mpiens.fault import Fault, nearest, place
 from mpiens.spec import STANDARD_OUTPUT, Spec, to_text
 
-_LATE = (
-    "seed",
-    "replicate",
-    "workdir",
-    "shared",
-    "prepared",
-)  # known once a task begins
+# known once a task begins
+_LATE = ("seed", "replicate", "workdir", "shared", "prepared")
 FIELDS = ("scenario", "folder", *_LATE)
 _COMMAND = place("model", "command")
 SAID = 8 << 10  # bytes kept of what a program says on standard error

@@ -79,9 +79,7 @@ class Lab:
         return dict(found)
 
     def _run(self, spec: Spec, task: int) -> Any:
-        scenario, replicate = spec.locate(task)
-        names = [spec.scenarios[scenario].name]
-        [stream] = streams.make(1, names, [replicate], common=True)
+        [stream] = streams.of(spec, [task])
         try:
             return Model(spec, lambda: window.hold(spec)).run(task, stream)
         except ProgramError as error:
