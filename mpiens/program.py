@@ -29,7 +29,13 @@ from mpiens.extract import CAPTURED, extract
 from mpiens.fault import Fault, nearest, place
 from mpiens.spec import STANDARD_OUTPUT, Spec, to_text
 
-_LATE = ("seed", "replicate", "workdir", "shared")  # known once a task begins
+_LATE = (
+    "seed",
+    "replicate",
+    "workdir",
+    "shared",
+    "prepared",
+)  # known once a task begins
 FIELDS = ("scenario", "folder", *_LATE)
 _COMMAND = place("model", "command")
 SAID = 8 << 10  # bytes kept of what a program says on standard error
@@ -40,9 +46,10 @@ _TOKEN = secrets.token_hex(4)  # a rank's own: it tells the folders of its runne
 class ProgramError(Exception):
     """A task of a program failed: a sentence, and the end of what it said."""
 
-    def __init__(self, text: str, said: str = "") -> None:
+    def __init__(self, text: str, said: str = "", *, stray: bool = False) -> None:
         super().__init__(text)
         self.said = said
+        self.stray = stray  # it was killed, by whoever
 
 
 class Text:
@@ -122,6 +129,7 @@ class Program:
         scenario: str,
         replicate: int,
         shared: Mapping[str, int] | None,
+        prepared: Any = None,
         **parameters: Any,
     ) -> dict[str, Any]:
         """Run the program once and return what was read of its files.
@@ -136,6 +144,7 @@ class Program:
             "replicate": replicate,
             "workdir": str(folder),
             "folder": self._spec.folder,
+            "prepared": prepared,
             "shared": _shared_path(folder, shared or {}),
         }
         began = time.monotonic()
@@ -152,7 +161,8 @@ class Program:
             text = f"the program {how}: {shlex.join(words)}{tell_kept(task)}"
             if (limit := self._spec.limits.task_memory) is not None:
                 text += f"; it may allocate task_memory = {limit} bytes"
-            raise ProgramError(text, said.decode(errors="replace"))
+            stray = -code in (signal.SIGKILL, signal.SIGTERM)
+            raise ProgramError(text, said.decode(errors="replace"), stray=stray)
         try:
             outputs = extract(self._spec, folder)
         except (OSError, ValueError) as error:
@@ -350,7 +360,7 @@ def _template(spec: Spec, source: str) -> str:
 def _known(spec: Spec, scenario: int) -> dict[str, Any]:
     """Return what fields may become in a scenario; what tasks know is stood in for."""
     own = spec.scenarios[scenario]
-    late: dict[str, Any] = {"seed": 0, "replicate": 0, "workdir": "", "shared": ""}
+    late = {"seed": 0, "replicate": 0, **dict.fromkeys(_LATE[2:], "")}
     return {**own.parameters, "scenario": own.name, "folder": spec.folder, **late}
 
 
@@ -409,6 +419,8 @@ def _check_use(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
     if spec.shared is None and "shared" in fields:
         text = "{shared} is not there: no [shared] loader makes it"
         yield Fault(_COMMAND, text)
+    if getattr(spec, "prepare", None) is None and "prepared" in fields:
+        yield Fault(_COMMAND, "{prepared} is not there: no [prepare] makes it")
 
 
 def _shared_path(folder: Path, shared: Mapping[str, int]) -> str:

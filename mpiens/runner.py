@@ -207,7 +207,8 @@ class Executor:
             text += f"the task may allocate task_memory = {limit} bytes\n"
         if isinstance(error, ProgramError) and error.said:
             text += f"\n{PRINTED}\n{error.said}"
-        failure = Failure(task, attempts, seconds, text)
+        stray = isinstance(error, ProgramError) and error.stray
+        failure = Failure(task, attempts, seconds, text, stray)
         self._send(FAILURE, pickle.dumps(failure))
 
 
