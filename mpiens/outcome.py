@@ -31,6 +31,7 @@ class Failure:
     attempts: int
     seconds: float
     text: str
+    stray: bool = False  # by a signal that somebody else has sent
 
 
 @dataclass(frozen=True, slots=True)

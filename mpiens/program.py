@@ -41,9 +41,10 @@ _TOKEN = secrets.token_hex(4)  # a rank's own: it tells the folders of its runne
 class ProgramError(Exception):
     """A task of a program failed: a sentence, and the end of what it said."""
 
-    def __init__(self, text: str, said: str = "") -> None:
+    def __init__(self, text: str, said: str = "", *, stray: bool = False) -> None:
         super().__init__(text)
         self.said = said
+        self.stray = stray  # it was killed, by whoever
 
 
 class Text:
@@ -138,8 +139,8 @@ class Program:
             "replicate": replicate,
             "workdir": str(folder),
             "folder": self._spec.folder,
-            "shared": _shared_path(folder, shared or {}),
             "prepared": prepared,
+            "shared": _shared_path(folder, shared or {}),
         }
         began = time.monotonic()
         try:
@@ -155,7 +156,8 @@ class Program:
             text = f"the program {how}: {shlex.join(words)}{tell_kept(task)}"
             if (limit := self._spec.limits.task_memory) is not None:
                 text += f"; it may allocate task_memory = {limit} bytes"
-            raise ProgramError(text, said.decode(errors="replace"))
+            stray = -code in (signal.SIGKILL, signal.SIGTERM)
+            raise ProgramError(text, said.decode(errors="replace"), stray=stray)
         try:
             outputs = extract(self._spec, folder)
         except (OSError, ValueError) as error:
@@ -353,8 +355,7 @@ def _template(spec: Spec, source: str) -> str:
 def _known(spec: Spec, scenario: int) -> dict[str, Any]:
     """Return what fields may become in a scenario; what tasks know is stood in for."""
     own = spec.scenarios[scenario]
-    late: dict[str, Any] = {"seed": 0, "replicate": 0, "workdir": "", "shared": ""}
-    late["prepared"] = 0  # anything that the user's function returns
+    late = {"seed": 0, "replicate": 0, **dict.fromkeys(_LATE[2:], "")}
     return {**own.parameters, "scenario": own.name, "folder": spec.folder, **late}
 
 
@@ -412,8 +413,7 @@ def _check_use(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
         text = "{shared} is not there: no [shared] loader makes it"
         yield Fault(_COMMAND, text)
     if spec.prepare is None and "prepared" in fields:
-        text = "{prepared} is not there: no [prepare] call makes it"
-        yield Fault(_COMMAND, text)
+        yield Fault(_COMMAND, "{prepared} is not there: no [prepare] makes it")
 
 
 def _shared_path(folder: Path, shared: Mapping[str, int]) -> str:

@@ -247,7 +247,8 @@ class Executor:
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
         flush_standard()  # what it printed is part of what happened
-        failure = Failure(task, attempts, seconds, self._tell(error))
+        stray = isinstance(error, ProgramError) and error.stray
+        failure = Failure(task, attempts, seconds, self._tell(error), stray)
         self._send(FAILURE, pickle.dumps(failure))
 
     def _tell(self, error: BaseException) -> str:

@@ -158,11 +158,18 @@ class Worker:
         else:
             failure: Failure = pickle.loads(data)
             self._forget(failure.task)
+            if failure.stray:
+                self._forgive(failure.task)
             yield from self._retry(failure, self.runner.printed(failure.task))
 
     def _forget(self, task: int) -> None:
         del self._given[task]
         self._held.discard(task)
+
+    def _forgive(self, task: int) -> None:
+        """Let a task be tried once more, for nobody knows whose fault a kill was."""
+        if self._strays[task] < STRAY_KILLS:
+            self._strays[task] += 1
 
     def _retry(self, failure: Failure, printed: str) -> Iterator[News]:
         """Try a failed task again, or tell that it failed for good."""
@@ -235,8 +242,8 @@ class Worker:
             self.runner.send(ROW, pickle.dumps(self._row))
         if attempt is None:
             return
-        if stray and self._strays[task] < STRAY_KILLS:
-            self._strays[task] += 1
+        if stray:
+            self._forgive(task)
         yield from self._retry(Failure(task, attempt, seconds, how), printed)
 
     def _blame_start(self) -> int:

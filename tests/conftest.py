@@ -96,6 +96,20 @@ def mpiexec_of(environment: str) -> list[str]:
     ]
 
 
+def describe(pid: int) -> str:
+    """Say what a process is, in which state, and what it waits for in the kernel."""
+    lines = []
+    with contextlib.suppress(OSError):
+        folder = Path(f"/proc/{pid}")
+        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+        waits = (folder / "wchan").read_text()
+        lines.append(f"{pid} (of {parent}) {state} {waits}: {command}")
+        stack = (folder / "stack").read_text().splitlines()
+        lines += [f"    {line}" for line in stack[:6]]
+    return "\n".join(lines)
+
+
 @dataclass
 class Launch:
     """A command that has been started; everything it started carries its mark."""
@@ -115,9 +129,11 @@ class Launch:
         try:
             self.output, self.errors = self.process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
+            left = "\n".join(map(describe, self.pids()))
             self.kill()
             self.output, self.errors = self.process.communicate()
-            pytest.fail(f"no end within {limit} s\n{self.output}\n{self.errors}")
+            told = f"{self.output}\n{self.errors}\nstill there:\n{left}"
+            pytest.fail(f"no end within {limit} s\n{told}")
         return self
 
     def pids(self) -> list[int]:

@@ -236,6 +236,7 @@ FAULTS = [
     ("there is no 'plain' on the PATH; write ./plain for", "plain {beta}"),
     ("FOLDER/plain cannot be executed; chmod +x may do", "./plain {beta}"),
     ("{shared} is not there: no [shared] loader makes it", "./run {beta} {shared}"),
+    ("{prepared} is not there: no [prepare] makes", "./run {beta} {prepared}"),
 ]
 
 
@@ -678,6 +679,28 @@ def test_a_task_that_succeeds_at_last_leaves_no_folder(launcher: Launcher) -> No
         assert file["series/x"][0].tolist() == [0, 1, 2]
         assert file["tasks/attempts"][0].tolist() == [3, 3, 3]
     assert lab.kept == []
+
+
+def test_a_program_killed_from_outside_is_tried_again(launcher: Launcher) -> None:
+    lab = Lab(launcher.folder)
+    lab.program(
+        f"""
+        [ $1 = 0 ] && kill -9 $$
+        [ $1 = 1 ] && ! [ -f {lab.folder}/once ] && echo > {lab.folder}/once && kill $$
+        echo $1
+        """
+    )
+    text = f'{HEAD}[model]\ncommand = "./run {{replicate}}"\n{NUMBER}'
+    write(lab.folder, "s.toml", text)
+    command = [sys.executable, "-m", "mpiens", "s.toml"]
+    launch = launcher.run(command, TMPDIR=str(lab.scratch))
+    assert launch.code == 3, launch.errors
+    store = Store(lab.folder / "s.h5")
+    [(task, told)] = store.failures()
+    assert task == 0
+    assert "the program was ended by SIGKILL" in told
+    assert store.read("/tasks/attempts")[0].tolist() == [4, 2, 1]
+    store.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
