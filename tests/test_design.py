@@ -706,7 +706,7 @@ def test_what_csv_writes_is_read_again(
             "beta,b\n1,2\n",
             'columns = ["betta", "b", "zzz"]',
             [
-                "[design] columns: points.csv has no column 'betta'; did you mean beta?",
+                "[design] columns: points.csv has no column 'betta'; did you mean beta",
                 "[design] columns: points.csv has no column 'zzz'",
             ],
         ),
