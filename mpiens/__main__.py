@@ -24,7 +24,7 @@ USAGE = """\
 mpiens SPEC.toml [options]              run it, or go on with it
        mpiens check SPEC.toml                  all faults of a spec, else the plan
        mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
-       mpiens show FILE                        the answer as a table, CSV or JSON
+       mpiens show FILE                        the answer as a table, CSV, Parquet, JSON
        mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
        mpiens merge FILE... -o FILE            shards of one ensemble become one file"""
 WRONG_INPUT, STOPPED_EARLY = 2, 75

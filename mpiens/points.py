@@ -1,4 +1,4 @@
-"""Points that lie in files beside the spec: of a design, and named scenarios."""
+"""Points that a spec does not write out: of a design, and scenarios in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpiens.design import Design
+from mpiens.design import Design, sample
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.spec import decode_date
 
@@ -34,35 +34,14 @@ class Row:
     cells: dict[str, str]
 
 
-def read_points(design: Design, folder: str) -> Design:
-    """Return a design with the points of its CSV file; SpecError with its faults."""
-    where = place("design", "file")
-    path = Path(folder) / (design.file or "")
-    header, rows = _read_csv(path, where)
-    known = [name for name in header if name != SCENARIO]
-    names = known if design.columns is None else [*dict.fromkeys(design.columns)]
-    names = [name for name in names if name != SCENARIO]
-    missing = [name for name in names if name not in known]
-    if missing or not names:
-        at, name = place("design", "columns"), (missing or [""])[0]
-        text = f"{path.name} has no column {name!r}{nearest(name, known)}"
-        if not names:
-            at, text = where, f"{path.name} has no column of a parameter; give it one"
-        raise SpecError([Fault(at, text)])
-    wanted = [SCENARIO] * (SCENARIO in header) + names
-    faults = [
-        Fault(where, f"{path.name}, row {row.number}: {name} is empty; fill it in")
-        for row in rows
-        for name in wanted
-        if not row.cells[name]
-    ]
-    if faults:
-        raise SpecError(_shorten(faults))
-    points = {name: tuple(_decode(row.cells[name]) for row in rows) for name in names}
-    labels = None
-    if SCENARIO in header:
-        labels = tuple(row.cells[SCENARIO] for row in rows)
-    return dataclasses.replace(design, points=points, labels=labels)
+def make_points(design: Design, seed: int, folder: str) -> Design:
+    """Return a design with its points: those it has, or sampled, or read from its file.
+
+    Raises SpecError where that cannot be.
+    """
+    if design.points:
+        return design
+    return sample(design, seed) if design.sampled else _read_points(design, folder)
 
 
 def read_scenarios(file: str, folder: str) -> Scenarios:
@@ -89,6 +68,41 @@ def read_scenarios(file: str, folder: str) -> Scenarios:
     if faults:
         raise SpecError(_shorten(faults))
     return found
+
+
+def _read_points(design: Design, folder: str) -> Design:
+    """Return a design with the points of its CSV file; SpecError with its faults."""
+    where = place("design", "file")
+    path = Path(folder) / (design.file or "")
+    header, rows = _read_csv(path, where)
+    known = [name for name in header if name != SCENARIO]
+    names = known if design.columns is None else [*dict.fromkeys(design.columns)]
+    names = [name for name in names if name != SCENARIO]
+    at = place("design", "columns")
+    faults = [
+        Fault(at, f"{path.name} has no column {name!r}{nearest(name, known)}")
+        for name in names
+        if name not in known
+    ]
+    if not names:
+        text = f"{path.name} has no column of a parameter; give it one"
+        faults.append(Fault(where, text))
+    if faults:
+        raise SpecError(faults)
+    wanted = [SCENARIO] * (SCENARIO in header) + names
+    faults = [
+        Fault(where, f"{path.name}, row {row.number}: {name} is empty; fill it in")
+        for row in rows
+        for name in wanted
+        if not row.cells[name]
+    ]
+    if faults:
+        raise SpecError(_shorten(faults))
+    points = {name: tuple(_decode(row.cells[name]) for row in rows) for name in names}
+    labels = None
+    if SCENARIO in header:
+        labels = tuple(row.cells[SCENARIO] for row in rows)
+    return dataclasses.replace(design, points=points, labels=labels)
 
 
 def _read_named_rows(

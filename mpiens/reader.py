@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mpiens.cube import check_exclusions, check_zips
-from mpiens.design import POINT, Design, Range, sample
+from mpiens.design import POINT, Design, Range
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
-from mpiens.points import read_points, read_scenarios
+from mpiens.points import make_points, read_scenarios
 from mpiens.pool import find_edges
 from mpiens.spec import (
     INJECTED,
@@ -289,17 +289,14 @@ class _Decoder:
             },
         )
         names = [*apart["ranges"], *(design.columns or ())]
-        stand_in = dataclasses.replace(design, points=dict.fromkeys(names, (1,)))
+        ones = dict.fromkeys(names, (1,))
+        stand_in = dataclasses.replace(design, points=ones, labels=None)
         if len(self.faults) == before:
             self.faults += design.faults()
         if len(self.faults) > before:
             return stand_in if names else None
         try:
-            if design.points:
-                return design
-            if design.sampled:
-                return sample(design, seed)
-            return read_points(design, folder)
+            return make_points(design, seed, folder)
         except SpecError as error:
             self.faults += error.faults
             return stand_in if names else None

@@ -912,3 +912,23 @@ def test_an_lhs_design_does_not_grow_and_says_why(
         "of an lhs moves with their number (sobol and halton keep theirs); use --fresh "
         "to start over, or -o to write another file",
     )
+
+
+def test_ranks_but_the_root_load_no_scipy(launcher: Launcher, folder: Path) -> None:
+    model = """
+        import sys
+        import time
+
+        def simulate(beta):
+            time.sleep(0.02)
+            return {"loaded": "scipy" in sys.modules}
+    """
+    write(folder, "model.py", model)
+    spec = HEAD + "[design]\nmethod = 'halton'\nsamples = 16\n"
+    write(folder, "a.toml", spec + "ranges.beta = { low = 0, high = 1 }\n")
+    launch = launcher.mpiens("-n", "2", "a.toml")
+    assert launch.code == 0, launch.errors
+    with h5py.File(folder / "a.h5", "r") as file:
+        loaded, rank = file["/series/loaded"][:], file["/tasks/rank"][:]
+    assert {*rank.flat} == {0, 1}
+    assert not loaded[rank == 1].any()

@@ -704,8 +704,11 @@ def test_what_csv_writes_is_read_again(
         ),
         (
             "beta,b\n1,2\n",
-            'columns = ["betta"]',
-            ["[design] columns: points.csv has no column 'betta'; did you mean beta?"],
+            'columns = ["betta", "b", "zzz"]',
+            [
+                "[design] columns: points.csv has no column 'betta'; did you mean beta",
+                "[design] columns: points.csv has no column 'zzz'",
+            ],
         ),
         ("scenario\nx\n", "", ["[design] file: points.csv has no column of a "]),
         ('a\n"1\n', "", ["[design] file: points.csv, row 2: is not CSV: "]),
