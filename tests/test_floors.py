@@ -17,7 +17,7 @@ import mpiens
 FLOORS = {
     "ground": [
         *("fault", "expression", "cube", "design", "spec", "points", "bands", "pool"),
-        *("reader", "streams", "row"),
+        *("checks", "reader", "streams", "row"),
         *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
         *("allocation", "provenance"),
     ],
