@@ -392,11 +392,17 @@ def _check_command(spec: Spec, words: list[Text], code: Any) -> Iterator[Fault]:
         except ValueError as error:
             yield Fault(_COMMAND, str(error))
             return
-        inside = (p for p in (path, *filled[1:]) if Path(p).is_file())
-        own = (p for p in inside if Path(p).is_relative_to(spec.folder))
-        found |= dict.fromkeys([*own][:1])  # a program, or an interpreter's script
+        inside = (w for w in filled[1:] if Path(w).is_relative_to(spec.folder))
+        if Path(path).is_relative_to(spec.folder):
+            found[path] = None
+        elif script := next(filter(_is_file, inside), None):
+            found[script] = None  # which an interpreter runs
     for path in found:
         code.update(Path(path).read_bytes())
+
+
+def _is_file(word: str) -> bool:
+    return Path(word).is_file()
 
 
 def _check_use(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:

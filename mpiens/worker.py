@@ -176,7 +176,8 @@ class Worker:
         if failure.attempts <= self.limits.retries + self._strays[failure.task]:
             self._order_again([failure.task], failure.attempts + 1)
             return
-        if printed and PRINTED not in failure.text:
+        told = {*failure.text.splitlines()}  # of a program what it said, perhaps
+        if not told.issuperset(printed.splitlines()):
             text = f"{failure.text}\n{PRINTED}\n{printed}"
             failure = replace(failure, text=text)
         yield FAILURE, bytearray(pickle.dumps(failure))
