@@ -7,12 +7,12 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpiens.cube import check_exclusions, check_zips
+from mpiens import cube
 from mpiens.design import POINT, Design, Range
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
@@ -33,7 +33,6 @@ from mpiens.spec import (
 _REFERENCE = re.compile(r"[^:]+:[^:]+")
 _STAND_INS = {"model": "stand:in", "loader": "stand:in", "replicates": 1, "seed": 0}
 _STAND_INS |= {"method": "csv"}
-_SWEEP_KEYS = ("zip", "exclude")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -126,8 +125,8 @@ class _Decoder:
         bands = self.section("bands", Bands, tables["bands"])
         limits = self.section("limits", Limits, tables["limits"])
         bases, filed = self.scenarios(tables["scenarios"], folder)
-        sweep = self.sweep(tables["sweep"])
-        zips = self.zips(tables["sweep"], sweep)
+        sweep, zips, excluded, faults = cube.decode(tables["sweep"])
+        self.faults += faults
         spec = Spec(
             ensemble=ensemble,
             parameters=tables["parameters"],
@@ -139,7 +138,7 @@ class _Decoder:
             limits=limits,
             folder=folder,
             zips=zips,
-            excluded=self.excluded(tables["sweep"], sweep, zips),
+            excluded=excluded,
             design=self.design(tables["design"], ensemble.seed, folder),
             filed=filed,
         )
@@ -168,49 +167,6 @@ class _Decoder:
             else:
                 text = f"should be a table, not {own!r}; write [{name}.{key}]"
                 self.fault(place(name, key), text)
-
-    def sweep(self, part: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-        axes = {}
-        for axis, values in part.items():
-            if axis in _SWEEP_KEYS:
-                continue
-            if not isinstance(values, list) or not values:
-                text = f"should be a list of values, not {values!r}"
-                self.fault(place("sweep", axis), text)
-            else:
-                axes[axis] = tuple(values)
-        return axes
-
-    def zips(
-        self, part: dict[str, Any], axes: Mapping[str, tuple[Any, ...]]
-    ) -> tuple[tuple[str, ...], ...]:
-        groups = part.get("zip", [])
-        if not _is_list(groups, lambda g: g and _is_list(g, lambda a: type(a) is str)):
-            text = f'should list groups of axes, as in [["a", "b"]], not {groups!r}'
-            self.fault(place("sweep", "zip"), text)
-            return ()
-        # an axis that is at fault itself has been told of
-        rest = [[a for a in group if a in axes or a not in part] for group in groups]
-        faults = [*check_zips(axes, rest)]
-        self.faults += faults
-        return () if faults else tuple(tuple(group) for group in rest if group)
-
-    def excluded(
-        self,
-        part: dict[str, Any],
-        axes: Mapping[str, tuple[Any, ...]],
-        zips: tuple[tuple[str, ...], ...],
-    ) -> tuple[dict[str, Any], ...]:
-        entries = part.get("exclude", [])
-        if not _is_list(entries, lambda entry: entry and isinstance(entry, dict)):
-            text = f"should list points, as in [{{ a = 1, b = 2 }}], not {entries!r}"
-            self.fault(place("sweep", "exclude"), text)
-            return ()
-        if any(fault.place.startswith("[sweep]") for fault in self.faults):
-            return ()
-        faults = [*check_exclusions(axes, zips, entries)]
-        self.faults += faults
-        return () if faults else tuple(entries)
 
     def scenarios(
         self, part: dict[str, Any], folder: str
@@ -439,10 +395,6 @@ def _check_limits(spec: Spec) -> Iterator[Fault]:
             Expression(spec.limits.cost).check()
         except ValueError as error:
             yield Fault(place("limits", "cost"), str(error))
-
-
-def _is_list(value: Any, good: Callable[[Any], Any]) -> bool:
-    return isinstance(value, list) and all(map(good, value))
 
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
