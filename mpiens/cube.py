@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mpiens.fault import Fault, nearest, place
 
 Axes = Mapping[str, tuple[Any, ...]]
-Zips = Sequence[Sequence[str]]
-Exclusions = Sequence[Mapping[str, Any]]
+Zips = tuple[tuple[str, ...], ...]
+Exclusions = tuple[Mapping[str, Any], ...]
 _ZIP, _EXCLUDE = place("sweep", "zip"), place("sweep", "exclude")
+
+
+def decode(part: dict[str, Any]) -> tuple[Axes, Zips, Exclusions, list[Fault]]:
+    """Return axes, zips and exclusions of [sweep]; with faults, the sound axes."""
+    axes, faults = {}, []
+    groups, entries = part.get("zip", []), part.get("exclude", [])
+    for axis, values in part.items():
+        if axis in ("zip", "exclude"):
+            continue
+        if isinstance(values, list) and values:
+            axes[axis] = tuple(values)
+        else:
+            text = f"should be a list of values, not {values!r}"
+            faults.append(Fault(place("sweep", axis), text))
+    if not _is_list(groups, lambda g: g and _is_list(g, lambda a: isinstance(a, str))):
+        text = f'should list groups of axes, as in [["a", "b"]], not {groups!r}'
+        faults.append(Fault(_ZIP, text))
+        groups = []
+    if not _is_list(entries, lambda entry: entry and isinstance(entry, dict)):
+        text = f"should list points, as in [{{ a = 1, b = 2 }}], not {entries!r}"
+        faults.append(Fault(_EXCLUDE, text))
+        entries = []
+    # an axis that is at fault itself has been told of
+    zips = tuple(tuple(a for a in g if a in axes or a not in part) for g in groups)
+    faults += check_zips(axes, zips)
+    if not faults:
+        faults += check_exclusions(axes, zips, tuple(entries))
+    if faults:
+        return axes, (), (), faults
+    return axes, zips, tuple(entries), []
 
 
 def cross(
@@ -64,11 +94,15 @@ def check_exclusions(axes: Axes, zips: Zips, exclude: Exclusions) -> Iterator[Fa
         yield Fault(_EXCLUDE, "leaves no point of the sweep; exclude fewer")
 
 
+def _is_list(value: Any, good: Callable[[Any], Any]) -> bool:
+    return isinstance(value, list) and all(map(good, value))
+
+
 def _walk(
     axes: Axes, zips: Zips, exclude: Exclusions
 ) -> Iterator[tuple[dict[str, int], list[int]]]:
     """Yield each point by its index on every axis, and which exclusions match it."""
-    partners = {axis: tuple(group) for group in zips for axis in group}
+    partners = {axis: group for group in zips for axis in group}
     groups = [*dict.fromkeys(partners.get(axis, (axis,)) for axis in axes)]
     matches = [
         {axis: _find(value, axes[axis]) for axis, value in entry.items()}

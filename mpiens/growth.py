@@ -92,10 +92,7 @@ def _find_place(old: Spec, new: Spec, name: str, index: int) -> str:
     if new.design is not None and name in new.design.points:
         return _find_mover(old, new, new.design, name)
     if base is not None and name in new.bases[base]:
-        filed = base in new.filed
-        return place(
-            *(("scenarios", "file") if filed else (f"scenarios.{base}",)), name
-        )
+        return new.place_own(base, name)
     return place("parameters", name)
 
 

@@ -7,13 +7,13 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mpiens import cube
 from mpiens.checks import find_faults
-from mpiens.cube import check_exclusions, check_zips
 from mpiens.design import Design, Range
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.points import make_points, read_scenarios
@@ -37,7 +37,6 @@ _STAND_INS = {
     **{"replicates": 1, "seed": 0, "kind": "count", "method": "csv"},
     "command": ["stand-in"],
 }
-_SWEEP_KEYS = ("zip", "exclude")
 _SUFFIXES = {
     **{".csv": "csv", ".npy": "npy", ".json": "json", "": "text", ".txt": "text"},
     **{".h5": "hdf5", ".hdf5": "hdf5", ".nc": "hdf5"},
@@ -137,8 +136,8 @@ class _Decoder:
         bands = self.section("bands", Bands, tables["bands"])
         limits = self.section("limits", Limits, tables["limits"])
         bases, filed = self.scenarios(tables["scenarios"], folder)
-        sweep = self.sweep(tables["sweep"])
-        zips = self.zips(tables["sweep"], sweep)
+        sweep, zips, excluded, faults = cube.decode(tables["sweep"])
+        self.faults += faults
         spec = Spec(
             ensemble=ensemble,
             model=self.model(tables["model"]),
@@ -153,7 +152,7 @@ class _Decoder:
             limits=limits,
             folder=folder,
             zips=zips,
-            excluded=self.excluded(tables["sweep"], sweep, zips),
+            excluded=excluded,
             design=self.design(tables["design"], ensemble.seed, folder),
             filed=filed,
         )
@@ -184,18 +183,6 @@ class _Decoder:
                 text = f"should be a table, not {own!r}; write [{name}.{key}]"
                 self.fault(place(name, key), text)
 
-    def sweep(self, part: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-        axes = {}
-        for axis, values in part.items():
-            if axis in _SWEEP_KEYS:
-                continue
-            if not isinstance(values, list) or not values:
-                text = f"should be a list of values, not {values!r}"
-                self.fault(place("sweep", axis), text)
-            else:
-                axes[axis] = tuple(values)
-        return axes
-
     def aggregate(self, part: dict[str, Any]) -> Aggregate | None:
         """Decode the aggregate: its tables are pools, and the rest is the call's."""
         if not part:
@@ -205,37 +192,6 @@ class _Decoder:
         section: Aggregate = self.section("aggregate", Aggregate, rest)
         made = {n: self.section(f"aggregate.{n}", Pool, p) for n, p in pools.items()}
         return dataclasses.replace(section, pools=made)
-
-    def zips(
-        self, part: dict[str, Any], axes: Mapping[str, tuple[Any, ...]]
-    ) -> tuple[tuple[str, ...], ...]:
-        groups = part.get("zip", [])
-        if not _is_list(groups, lambda g: g and _is_list(g, lambda a: type(a) is str)):
-            text = f'should list groups of axes, as in [["a", "b"]], not {groups!r}'
-            self.fault(place("sweep", "zip"), text)
-            return ()
-        # an axis that is at fault itself has been told of
-        rest = [[a for a in group if a in axes or a not in part] for group in groups]
-        faults = [*check_zips(axes, rest)]
-        self.faults += faults
-        return () if faults else tuple(tuple(group) for group in rest if group)
-
-    def excluded(
-        self,
-        part: dict[str, Any],
-        axes: Mapping[str, tuple[Any, ...]],
-        zips: tuple[tuple[str, ...], ...],
-    ) -> tuple[dict[str, Any], ...]:
-        entries = part.get("exclude", [])
-        if not _is_list(entries, lambda entry: entry and isinstance(entry, dict)):
-            text = f"should list points, as in [{{ a = 1, b = 2 }}], not {entries!r}"
-            self.fault(place("sweep", "exclude"), text)
-            return ()
-        if any(fault.place.startswith("[sweep]") for fault in self.faults):
-            return ()
-        faults = [*check_exclusions(axes, zips, entries)]
-        self.faults += faults
-        return () if faults else tuple(entries)
 
     def scenarios(
         self, part: dict[str, Any], folder: str
@@ -368,10 +324,6 @@ class _Decoder:
             right = {k: v for k, v in part.items() if k in known - wrong}
             stand_ins = {k: v for k, v in _STAND_INS.items() if k in known & wrong}
             return adapter.validate_json(json.dumps(stand_ins | right, default=str))
-
-
-def _is_list(value: Any, good: Callable[[Any], Any]) -> bool:
-    return isinstance(value, list) and all(map(good, value))
 
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")

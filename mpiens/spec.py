@@ -218,12 +218,16 @@ class Spec:
         found = {place("parameters", name): name for name in self.parameters}
         found |= {place("sweep", name): name for name in self.sweep}
         for base, own in self.bases.items():
-            filed = base in self.filed
-            at = ("scenarios", "file") if filed else (f"scenarios.{base}",)
-            found |= {place(*at, name): name for name in own}
+            found |= {self.place_own(base, name): name for name in own}
         if self.design is not None:
             found |= {self.design.place(name): name for name in self.design.points}
         yield from found.items()
+
+    def place_own(self, base: str, name: str) -> str:
+        """Return the place of a named scenario's own parameter."""
+        if base in self.filed:
+            return place("scenarios", "file", name)
+        return place(f"scenarios.{base}", name)
 
     @property
     def fresh(self) -> bool:

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from mpiens.cube import check_exclusions, check_zips, cross
+from mpiens.cube import Axes, Zips, check_exclusions, check_zips, cross
 from mpiens.design import Range
 from mpiens.fault import SpecError
 from mpiens.growth import Change, compare, match
@@ -71,21 +71,24 @@ def again(spec: Spec) -> Spec:
 
 
 @st.composite
-def cubes(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
+def cubes(
+    draw: st.DrawFn,
+) -> tuple[Axes, Zips]:
     """Axes and groups of them that walk in step."""
     axes = [f"a{i}" for i in range(draw(st.integers(1, 5)))]
     group_of = {axis: draw(st.integers(0, 4)) for axis in axes}
     sizes = [draw(st.integers(1, 3)) for _ in range(5)]
     order = draw(st.permutations(axes))
-    groups = [[a for a in order if group_of[a] == g] for g in range(5)]
+    groups = [tuple(a for a in order if group_of[a] == g) for g in range(5)]
     values = {axis: tuple(range(sizes[group_of[axis]])) for axis in axes}
-    return values, [group for group in groups if len(group) > 1]
+    return values, tuple(group for group in groups if len(group) > 1)
 
 
 @quick
 @given(cubes(), st.data())
 def test_a_cube_is_the_product_less_what_is_out_of_step_or_excluded(
-    cube: tuple[dict[str, tuple[int, ...]], list[list[str]]], data: st.DataObject
+    cube: tuple[Axes, Zips],
+    data: st.DataObject,
 ) -> None:
     axes, zips = cube
     points = [
@@ -94,10 +97,10 @@ def test_a_cube_is_the_product_less_what_is_out_of_step_or_excluded(
     ]
     # in step: here every value is its own index
     points = [p for p in points if all(len({p[a] for a in g}) == 1 for g in zips)]
-    exclude = [
+    exclude = tuple(
         {a: point[a] for a in data.draw(st.sets(st.sampled_from([*axes]), min_size=1))}
         for point in data.draw(st.lists(st.sampled_from(points), max_size=3))
-    ]
+    )
     kept = [p for p in points if not any(e.items() <= p.items() for e in exclude)]
     assert [*cross(axes, zips, exclude)] == kept
     assert [*check_zips(axes, zips)] == []
