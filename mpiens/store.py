@@ -111,12 +111,6 @@ class Store:
             raise ValueError(f"{path} has shape {place.shape}, not {values.shape}")
         self._write(np.ascontiguousarray(values, place.dtype), place.offset)
 
-    def write_scenario(self, path: str, scenario: int, values: NDArray[Any]) -> None:
-        """Write one scenario's part of a dataset."""
-        place = self._places[path]
-        part = np.ascontiguousarray(values, place.dtype).reshape(place.shape[1:])
-        self._write(part, place.offset + scenario * part.nbytes)
-
     def read_scenario(self, path: str, scenario: int) -> NDArray[Any]:
         """Read one scenario's part of a dataset."""
         place = self._places[path]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from mpiens.mpi import Comm
 
 BUDGET = 8 << 20  # bytes of samples that a rank reads at once
+LEAST = 1 << 18  # bytes that are worth a turn of their own
 
+Floats = NDArray[np.float64]
 Selection = tuple[slice, ...]
-Piece = tuple[Selection, NDArray[np.float64]]
+Piece = tuple[Selection, Floats]
 Pieces = dict[str, Piece]
 Status = NDArray[np.uint8]
 
@@ -121,20 +123,16 @@ def summarise_rows(
     """
     done = status.reshape(layout.by_task) == DONE
     size = max(1, layout.row.dtype.itemsize)
-    slabs = [
-        (scenario, part)
-        for scenario in range(layout.by_task[0])
-        for (part,) in cut((layout.by_task[1],), BUDGET // size)
-    ]
+    slabs = [*cut(layout.by_task, _share(team, size * layout.spec.tasks) // size)]
     paths = [f"/summary/{output.name}/{kind}" for output, kind in layout.summaries()]
     broken: list[int] = []
     with contextlib.closing(Hyperslabs(team, path)) as file:
         for slab in _take_turns(team, slabs, look):
 
-            def make(slab: tuple[int, slice] | None = slab) -> Pieces:
+            def make(slab: Selection | None = slab) -> Pieces:
                 if slab is None:
                     return {}
-                rows = _read_rows(file, layout, *slab)
+                rows = _read_rows(file, layout, slab)
                 broken.extend(_find_broken(file, layout, slab, rows, done))
                 return _summarise_slab(layout, slab, rows, done)
 
@@ -155,11 +153,9 @@ def make_bands(
         for output in layout.row.banded:
             name = f"/bands/{output.name}"
             itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
-            slabs = [
-                (scenario, part)
-                for scenario in range(layout.by_task[0])
-                for part in cut(output.shape, BUDGET // itemsize)
-            ]
+            shape = (layout.by_task[0], *output.shape)
+            share = _share(team, itemsize * math.prod(shape))
+            slabs = [*cut(shape, share // itemsize)]
             for slab in _take_turns(team, slabs, look):
                 make = partial(_make_band, file, layout, output, slab, done)
                 file.write([name, f"{name}.mean", f"{name}.std"], make)
@@ -169,25 +165,42 @@ def _make_band(
     file: Hyperslabs,
     layout: Layout,
     output: Output,
-    slab: tuple[int, Selection] | None,
+    slab: Selection | None,
     done: NDArray[np.bool_],
 ) -> Pieces:
     """Compute a band, its mean and its deviation for one slab of one output."""
     if slab is None:
         return {}
-    scenario, part = slab
-    here = slice(scenario, scenario + 1)
+    here, *part = slab
     whole = (here, slice(0, layout.by_task[1]), *part)
-    read = file.read(f"/series/{output.name}", whole)[0][done[scenario]]
-    samples = np.ascontiguousarray(np.moveaxis(read, 0, -1), dtype=float)
+    read = file.read(f"/series/{output.name}", whole)
+    samples = np.ascontiguousarray(np.moveaxis(read, 1, -1), dtype=float)
     levels = layout.spec.bands.levels
+    band, mean, deviation = _describe(samples, done[here], levels)
     name = f"/bands/{output.name}"
-    every = (here, slice(0, len(levels)), *part)
     return {
-        name: (every, bands.quantiles(samples, levels)),
-        f"{name}.mean": ((here, *part), bands.mean(samples)),
-        f"{name}.std": ((here, *part), bands.deviation(samples)),
+        name: ((here, slice(0, len(levels)), *part), band),
+        f"{name}.mean": (slab, mean),
+        f"{name}.std": (slab, deviation),
     }
+
+
+def _describe(
+    samples: Floats, done: NDArray[np.bool_], levels: Sequence[float]
+) -> tuple[Floats, Floats, Floats]:
+    """Return quantiles (scenario, level, ...), mean, and deviation of those done.
+
+    ``samples`` has shape (scenario, ..., replicate).
+    """
+    if not done.all():  # each scenario has replicates of its own
+        parts = [
+            _describe(np.ascontiguousarray(one[None][..., own]), own[None, own], levels)
+            for one, own in zip(samples, done, strict=True)
+        ]
+        first, second, third = map(np.concatenate, zip(*parts, strict=True))
+        return first, second, third
+    band = np.moveaxis(bands.quantiles(samples, levels), 0, 1)
+    return band, bands.mean(samples), bands.deviation(samples)
 
 
 def compare(store: Store) -> None:
@@ -198,19 +211,16 @@ def compare(store: Store) -> None:
     layout = store.layout
     done = store.status.reshape(layout.by_task) == DONE
     store.write_all("/tasks/done", done.sum(axis=1))
+    baselines = [0 if index is None else index for index in layout.spec.baselines]
     for output, kind in layout.summaries():
         path = f"{output.name}/{kind}"
-        for scenario in range(layout.by_task[0]):
-            own = store.read_scenario(f"/summary/{path}", scenario)
-            _write_statistics(store, f"/summary/{path}", scenario, own[done[scenario]])
-            baseline = layout.spec.baselines[scenario]
-            if baseline is None:
-                continue
-            other = store.read_scenario(f"/summary/{path}", baseline)
-            both = done[scenario] & done[baseline]
-            difference = np.where(both, own - other, np.nan)
-            store.write_scenario(f"/comparison/{path}", scenario, difference)
-            _write_statistics(store, f"/comparison/{path}", scenario, difference[both])
+        own = store.read(f"/summary/{path}")
+        _write_statistics(store, f"/summary/{path}", own, done)
+        if layout.has_baseline:
+            both = done & done[baselines]
+            difference = np.where(both, own - own[baselines], np.nan)
+            store.write_all(f"/comparison/{path}", difference)
+            _write_statistics(store, f"/comparison/{path}", difference, both)
 
 
 def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:
@@ -230,6 +240,11 @@ def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:
         yield slice(start, min(start + step, shape[0])), *whole
 
 
+def _share(team: Comm, nbytes: int) -> int:
+    """Return how many bytes a rank should read at once, so that all have something."""
+    return min(BUDGET, max(LEAST, nbytes // (2 * team.size)))
+
+
 def _take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
     """Yield this rank's slabs, and None where others still have one."""
     for first in range(0, len(slabs), team.size):
@@ -244,59 +259,52 @@ def _take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
         yield slabs[index] if index < len(slabs) else None
 
 
-def _read_rows(
-    file: Hyperslabs, layout: Layout, scenario: int, part: slice
-) -> NDArray[np.void]:
-    """Read whole rows of some replicates of one scenario."""
-    rows = np.zeros(part.stop - part.start, layout.row.dtype)
+def _read_rows(file: Hyperslabs, layout: Layout, slab: Selection) -> NDArray[np.void]:
+    """Read whole rows of some replicates of some scenarios."""
+    rows = np.zeros([part.stop - part.start for part in slab], layout.row.dtype)
     for output in layout.row.stored:
         whole = tuple(slice(0, size) for size in output.shape)
-        here = (slice(scenario, scenario + 1), part, *whole)
-        rows[output.name] = file.read(f"/series/{output.name}", here)[0]
+        rows[output.name] = file.read(f"/series/{output.name}", (*slab, *whole))
     return rows
 
 
 def _find_broken(
     file: Hyperslabs,
     layout: Layout,
-    slab: tuple[int, slice],
+    slab: Selection,
     rows: NDArray[np.void],
     done: NDArray[np.bool_],
 ) -> Iterator[int]:
-    scenario, part = slab
-    here = (slice(scenario, scenario + 1), part)
-    sums = file.read("/tasks/checksum", here)[0]
-    for index, replicate in enumerate(range(part.start, part.stop)):
-        if done[scenario, replicate]:
-            row = rows[index : index + 1].tobytes()
-            if checksum(row) != int(sums[index]):
-                yield layout.spec.number(scenario, replicate)
+    sums = file.read("/tasks/checksum", slab)
+    for scenario, replicate in np.argwhere(done[slab]).tolist():
+        row = rows[scenario, replicate : replicate + 1].tobytes()
+        if checksum(row) != int(sums[scenario, replicate]):
+            first, second = (part.start for part in slab)
+            yield layout.spec.number(first + scenario, second + replicate)
 
 
 def _summarise_slab(
     layout: Layout,
-    slab: tuple[int, slice],
+    slab: Selection,
     rows: NDArray[np.void],
     done: NDArray[np.bool_],
 ) -> Pieces:
-    scenario, part = slab
     pieces: Pieces = {}
-    here = (slice(scenario, scenario + 1), part)
     for output, kind in layout.summaries():
         steps = output.shape[0] if output.shape else 1
-        values = rows[output.name].reshape(len(rows), steps).astype(float)
+        values = rows[output.name].reshape(rows.size, steps).astype(float)
         numbers = bands.summarise(
             kind, values, np.arange(steps, dtype=float), padded=output.padded
         )
-        numbers[~done[scenario, part]] = np.nan
-        pieces[f"/summary/{output.name}/{kind}"] = (here, numbers[None, :])
+        numbers = np.where(done[slab], numbers.reshape(rows.shape), np.nan)
+        pieces[f"/summary/{output.name}/{kind}"] = (slab, numbers)
     return pieces
 
 
 def _write_statistics(
-    store: Store, path: str, scenario: int, samples: NDArray[np.float64]
+    store: Store, path: str, samples: Floats, done: NDArray[np.bool_]
 ) -> None:
-    levels = store.layout.spec.bands.levels
-    store.write_scenario(f"{path}.bands", scenario, bands.quantiles(samples, levels))
-    store.write_scenario(f"{path}.mean", scenario, bands.mean(samples))
-    store.write_scenario(f"{path}.std", scenario, bands.deviation(samples))
+    band, mean, deviation = _describe(samples, done, store.layout.spec.bands.levels)
+    store.write_all(f"{path}.bands", band)
+    store.write_all(f"{path}.mean", mean)
+    store.write_all(f"{path}.std", deviation)

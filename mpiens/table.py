@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from mpiens.store import Store
 
 Floats = NDArray[np.float64]
 FAILURES_SHOWN = 5
+SCENARIOS_SHOWN = 100  # more are no table for people
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class Table:
         self._total = int((store.status != UNUSED).sum())
         self._done = store.status.reshape(shape) == DONE
         self._failed = store.status.reshape(shape) == FAILED
-        self.entries = list(self._make_entries())
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every scenario."""
+        return list(self._make_entries())
 
     def to_json(self) -> str:
         """Return one JSON object; what has no value is null."""
@@ -117,14 +124,15 @@ class Table:
             force_terminal=width is not None,
             width=width or 200,  # a log does not fold lines
         )
+        shown = [*itertools.islice(self._make_entries(), SCENARIOS_SHOWN)]
         for output, kind in self._layout.summaries():
-            console.print(self._draw(output, kind))
+            console.print(self._draw(shown, output, kind))
         if scalars := [o for o in self._layout.aggregates if not o.shape]:
-            console.print(self._draw_aggregates(scalars))
+            console.print(self._draw_aggregates(shown, scalars))
         for text in self._remarks():
             console.print(text, soft_wrap=True, markup=False)
 
-    def _draw(self, output: Output, kind: str) -> Any:
+    def _draw(self, shown: list[Entry], output: Output, kind: str) -> Any:
         from rich import box, table  # noqa: PLC0415
 
         band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
@@ -142,7 +150,7 @@ class Table:
         if self._layout.has_baseline:
             drawn.add_column("baseline", justify="right")
             drawn.add_column(f"mean difference \\{band}", justify="right")
-        for entry in self.entries:
+        for entry in shown:
             line = next(
                 line
                 for line in entry.lines
@@ -157,7 +165,7 @@ class Table:
             drawn.add_row(*(cell.replace("[", "\\[") for cell in cells))
         return drawn
 
-    def _draw_aggregates(self, scalars: list[Output]) -> Any:
+    def _draw_aggregates(self, shown: list[Entry], scalars: list[Output]) -> Any:
         from rich import box, table  # noqa: PLC0415
 
         drawn = table.Table(
@@ -174,7 +182,7 @@ class Table:
                 f"{output.name}{units}".replace("[", "\\["), justify="right"
             )
             columns.append(self._store.read(f"/aggregate/{output.name}").tolist())
-        for entry, values in zip(self.entries, zip(*columns, strict=True), strict=True):
+        for entry, values in zip(shown, zip(*columns, strict=True), strict=False):
             name = entry.name.replace("[", "\\[")
             drawn.add_row(name, *(_write(float(value)) for value in values))
         return drawn
@@ -183,6 +191,8 @@ class Table:
         attributes = self._store.attributes
         done, failed = int(self._done.sum()), int(self._failed.sum())
         total = self._total
+        if (rest := len(self._layout.spec.scenarios) - SCENARIOS_SHOWN) > 0:
+            yield f"and {rest:,} scenarios more: mpiens show --csv has them all"
         if self._layout.shard:
             yield f"shard {self._layout.shard}: mpiens merge joins it with the others"
         state = "complete" if self.digest else "incomplete; the same command goes on"

@@ -286,8 +286,13 @@ def test_what_was_not_written_is_found_before_the_file_is_closed(
 
 @pytest.mark.parametrize("make", [summary.summarise_rows, summary.make_bands])
 def test_a_stop_that_one_rank_hears_of_stops_all(
-    team: mpi.Comm | None, everyone: Everyone, file: Path, make: Any
+    team: mpi.Comm | None,
+    everyone: Everyone,
+    file: Path,
+    make: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(summary, "BUDGET", 400)  # so that there are many turns
     looks = []
 
     def look() -> None:
