@@ -79,7 +79,8 @@ def load_packed(spec: Spec) -> Packed:
     """Load the shared data of a spec, and split it; SpecError where that fails."""
     data = load(spec.shared, spec.folder)
     try:
-        return pack_files(data) if spec.model.command else pack(data)
+        files = spec.shared is not None and spec.model.command
+        return pack_files(data) if files else pack(data)
     except ValueError as error:
         raise SpecError([Fault(place("shared", "loader"), str(error))]) from error
     except (pickle.PicklingError, TypeError, AttributeError) as error:

@@ -75,6 +75,16 @@ def test_the_example_gives_what_a_plain_loop_gives(example: Launcher) -> None:
     assert np.median(finals[0]) > np.median(finals[1])
 
 
+def test_the_example_is_checked_and_tried(example: Launcher) -> None:
+    spec = "examples/program/sweep.toml"
+    checked = example.mpiens("check", spec)
+    assert checked.code == 0, checked.errors
+    assert "tasks: 100" in checked.output
+    tried = example.mpiens("try", spec, "distancing", "3")
+    assert tried.code == 0, tried.errors
+    assert "infected: shape (121,), int64" in tried.output
+
+
 def test_the_example_gives_the_same_on_one_rank(example: Launcher) -> None:
     launch = example.mpiens("examples/program/sweep.toml", "-o", "alone.h5", limit=90)
     assert launch.code == 0, launch.errors
