@@ -373,7 +373,7 @@ def test_what_earlier_runs_took_tells_what_will_not_fit(launcher: Launcher) -> N
         replicates = 1
         seed = 1
         [scenarios.slow]
-        pause = 200
+        pause = 800
         [scenarios.quick]
         pause = 1
         """
@@ -381,11 +381,11 @@ def test_what_earlier_runs_took_tells_what_will_not_fit(launcher: Launcher) -> N
     job = Job(launcher)
     command = [sys.executable, "-m", "mpiens", "sweep.toml"]
     assert launcher.run(command).code == 0
-    write(launcher.folder, "sweep.toml", spec.replace("= 1\n", "= 8\n", 1))
+    write(launcher.folder, "sweep.toml", spec.replace("= 1\n", "= 3\n", 1))
     before = len(job.log("begin"))
-    end = int(time.time()) + MARGIN + 2  # less than the slow ones would need
+    end = int(time.time()) + MARGIN + 8  # less than the slow ones would need
     launch = launcher.start(command, SLURM_JOB_END_TIME=str(end))
     assert launch.wait(LIMIT).code == 75, launch.errors
     begun = [pause for pause, _, _ in job.log("begin")[before:]]
-    assert begun == [1] * 7
+    assert begun == [1] * 2
     assert launcher.mpiens("sweep.toml").code == 0
