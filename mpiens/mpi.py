@@ -29,6 +29,8 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
+from mpiens.farewell import see_off  # noqa: E402
+
 START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for every rank
 OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
@@ -111,6 +113,7 @@ class Comm:
     raw: MPI.Intracomm
     tolerant: bool = False
     on_wait: Callable[[], None] | None = None  # called now and then while waiting
+    whole: bool = True  # no rank has been lost so far
     _sends: list[tuple[MPI.Request, int, Buffer]] = field(default_factory=list)
     _looks: int = 0
 
@@ -261,6 +264,7 @@ class Comm:
             if agreed:
                 signal.alarm(0)
                 self.raw = MPI.Intracomm(survivors)
+                self.whole = False
                 self._sends = []
                 return
 
@@ -329,10 +333,17 @@ def alone() -> Comm:
 def finish(comm: Comm, code: int) -> None:
     """End MPI in good order; under fault tolerance this does not return."""
     if comm.tolerant:
-        # MPI_Finalize may hang for ever once a rank has failed; and of a rank that left
-        # just now not everybody hears, so that nobody waits for long
+        # of a rank that left just now not all hear, so that nobody waits for long
         with contextlib.suppress(RankLost):
             comm.barrier(FAREWELL)
+            if comm.whole:
+                signal.alarm(PATIENCE)
+                MPI.Finalize()
+                leave(code)
+        # MPI_Finalize may hang for ever once a rank has failed, and without it the
+        # launcher may
+        if comm.rank == 0:
+            see_off()
         leave(code)
     comm.barrier()  # MPI_Finalize would wait as well, but not politely
     # srun's --kill-on-bad-exit sends it to all as soon as one has left with another

@@ -22,7 +22,8 @@ FLOORS = {
         *("allocation", "provenance"),
     ],
     "seams": [
-        *("mpi", "child", "extract", "memfile", "program", "model", "steps", "runner"),
+        *("farewell", "mpi", "child", "extract", "memfile", "program", "model"),
+        *("steps", "runner"),
     ],
     "tools": [
         *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
