@@ -89,12 +89,6 @@ class Table:
         """Return one JSON object; what has no value is null."""
         done, failed = int(self._done.sum()), int(self._failed.sum())
         pending = self._total - done - failed
-        names = [output.name for output in self._layout.aggregates]
-        arrays = {name: self._store.read(f"/aggregate/{name}") for name in names}
-        aggregates = [
-            {name: array[index].tolist() for name, array in arrays.items()}
-            for index in range(len(self.entries))
-        ]
         document = {
             "complete": self.digest is not None,
             "digest": self.digest,
@@ -106,12 +100,19 @@ class Table:
                     "done": entry.done,
                     "failed": entry.failed,
                     "summaries": _nest(entry.lines),
-                    "aggregates": aggregates[index],
+                    **self._nest_aggregates(index),
                 }
                 for index, entry in enumerate(self.entries)
             ],
         }
         return json.dumps(_finite(document), indent=1)
+
+    def _nest_aggregates(self, index: int) -> dict[str, Any]:
+        """Return what was made of a scenario, where anything is."""
+        names = [output.name for output in self._layout.aggregates]
+        paths = {name: f"/aggregate/{name}" for name in names}
+        made = {n: self._store.read_scenario(p, index) for n, p in paths.items()}
+        return {"aggregates": {n: a.tolist() for n, a in made.items()}} if made else {}
 
     def print(self) -> None:
         """Print the comparison, completeness, failures and provenance."""

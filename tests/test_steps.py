@@ -202,6 +202,11 @@ def test_a_run_gives_what_a_plain_loop_gives(launcher: Launcher, folder: Path) -
     assert not [*folder.glob("*.partial*")]
     document = json.loads(launcher.mpiens("show", "sweep.h5", "--json").output)
     assert "bursts" not in document["scenarios"][0]["summaries"]
+    made = document["scenarios"][1]["aggregates"]
+    plain = simulate_plainly(5)
+    assert made["spread"] == plain["spread"]
+    assert made["usual"] == plain["usual"].tolist()
+    assert made["longest"][5:] == [None] * 3
 
 
 @pytest.mark.parametrize(
