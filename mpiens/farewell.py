@@ -1,4 +1,4 @@
-"""How a rank sees its launcher off, which may stay for ever when all ranks have gone.
+"""What a rank has to do with its launcher: to end with it, and to see it off.
 
 Open MPI's launcher, told to tolerate faults, hangs in a lock of its own at the end of
 about one of 300 jobs (5.0.11): all ranks have ended, the file is complete, and the
@@ -7,15 +7,40 @@ allocation would be held to the end of its time.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LAUNCHERS = ("prterun", "mpirun", "mpiexec", "orterun")
 PATIENCE = 10.0  # seconds that a launcher may take when none of its children is left
 LOOK_SECONDS = 0.25
+LAUNCHER = os.getppid()  # what has started this process, be it a launcher or not
+
+
+@contextmanager
+def tied(ranks: int) -> Iterator[None]:
+    """Let one of several ranks end with its launcher, should that end meanwhile.
+
+    For while MPI starts and ends: a rank whose launcher is killed then may wait for
+    ever, and in between MPI itself tells.  Not for longer, since what the kernel takes
+    for a launcher is the thread of it that has started this process.
+    """
+    if ranks == 1:  # whoever has started it may go
+        yield
+        return
+    set_parent_death_signal = 1
+    control = ctypes.CDLL(None).prctl
+    control(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != LAUNCHER:  # it has gone already
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        yield
+    finally:
+        control(set_parent_death_signal, 0)
 
 
 def see_off(patience: float = PATIENCE) -> None:

@@ -29,7 +29,7 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
-from mpiens.farewell import see_off  # noqa: E402
+from mpiens.farewell import see_off, tied  # noqa: E402
 
 START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for every rank
 OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
@@ -313,7 +313,8 @@ def start() -> Comm:
         # a rank that dies or stops in here would hang all the others
         patience = START_PATIENCE if _wants_tolerance() else OTHER_PATIENCE
         signal.alarm(patience + _launched_size() // 10)
-        MPI.Init_thread(MPI.THREAD_FUNNELED)
+        with tied(_launched_size()):
+            MPI.Init_thread(MPI.THREAD_FUNNELED)
     world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
     signal.alarm(0)
     if world.size == 1 and (wanted := _launched_size()) > 1:
@@ -338,7 +339,8 @@ def finish(comm: Comm, code: int) -> None:
             comm.barrier(FAREWELL)
             if comm.whole:
                 signal.alarm(PATIENCE)
-                MPI.Finalize()
+                with tied(comm.size):
+                    MPI.Finalize()
                 leave(code)
         # MPI_Finalize may hang for ever once a rank has failed, and without it the
         # launcher may
@@ -349,7 +351,8 @@ def finish(comm: Comm, code: int) -> None:
     # srun's --kill-on-bad-exit sends it to all as soon as one has left with another
     # code than 0, and the job's code should be that one
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    MPI.Finalize()
+    with tied(comm.size):
+        MPI.Finalize()
 
 
 def leave(code: int) -> NoReturn:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import Launch, Launcher, python_of
+from conftest import Launch, Launcher, describe, python_of
 
 RUNS = 50  # in CI
 SECONDS = 540.0  # the time that they may take there
@@ -134,7 +134,8 @@ class Chaos:
             except pytest.fail.Exception as news:
                 pytest.fail(f"seed {self.seed}: {self.told}\n{news}")
             orphans = launch.orphans()
-            assert not orphans, (self.seed, self.told, orphans)
+            states = "\n".join(map(describe, launch.pids()))
+            assert not orphans, (self.seed, self.told, orphans, states)
             self.told.append(f"code {launch.code}")
             if self.file.exists():
                 return self.launcher.digest(self.file.name)
