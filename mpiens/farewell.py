@@ -44,10 +44,11 @@ def tied(ranks: int) -> Iterator[None]:
 
 
 def see_off(patience: float = PATIENCE) -> None:
-    """Leave a process behind that ends the launcher, where that does not end itself.
+    """Start a process that ends the launcher, where that does not end itself.
 
-    It is for ranks that a launcher on this machine has started, and does nothing
-    elsewhere.  What it leaves behind ends with the launcher, and holds nothing open.
+    It also ends ranks that somebody has stopped, which a launcher would wait for.  It
+    is for ranks that a launcher on this machine has started, and does nothing
+    elsewhere.  What it starts ends with the launcher, and holds nothing open.
     """
     launcher = os.getppid()
     state = _read_state(launcher)
@@ -60,32 +61,36 @@ def see_off(patience: float = PATIENCE) -> None:
     os._exit(0)
 
 
-def _wait_and_end(launcher: int, state: tuple[str, str], patience: float) -> None:
-    idle = time.monotonic()
-    while _read_state(launcher) == state:
-        if _has_children(launcher):
-            idle = time.monotonic()
-        elif time.monotonic() - idle > patience:
-            os.kill(launcher, signal.SIGKILL)
+def _wait_and_end(launcher: int, state: tuple[str, ...], patience: float) -> None:
+    busy = time.monotonic()  # when a child of the launcher was last seen at work
+    while (found := _read_state(launcher)) is not None and found[:2] == state[:2]:
+        children = _read_children(launcher)
+        if any(told[2] not in "tT" for told in children.values()):
+            busy = time.monotonic()
+        elif time.monotonic() - busy > patience:
+            for pid in children or [launcher]:  # the stopped ones first
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(LOOK_SECONDS)
 
 
-def _read_state(pid: int) -> tuple[str, str] | None:
-    """Return name and start of a process that lives, or None."""
+def _read_state(pid: int) -> tuple[str, str, str] | None:
+    """Return name, start, and state of a process that lives, or None."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     name, _, rest = status.partition("(")[2].rpartition(")")
     fields = rest.split()
-    return None if fields[0] in "ZX" else (name, fields[19])
+    return None if fields[0] in "ZX" else (name, fields[19], fields[0])
 
 
-def _has_children(pid: int) -> bool:
-    """Whether a process has children that live."""
+def _read_children(pid: int) -> dict[int, tuple[str, str, str]]:
+    """Return the children of a process that live, and their states."""
+    found = {}
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            for child in listed.read_text().split():
-                if _read_state(int(child)) is not None:
-                    return True
-    return False
+            for child in map(int, listed.read_text().split()):
+                if (state := _read_state(child)) is not None:
+                    found[child] = state
+    return found

@@ -334,6 +334,8 @@ def alone() -> Comm:
 def finish(comm: Comm, code: int) -> None:
     """End MPI in good order; under fault tolerance this does not return."""
     if comm.tolerant:
+        if comm.rank == 0:
+            see_off()
         # of a rank that left just now not all hear, so that nobody waits for long
         with contextlib.suppress(RankLost):
             comm.barrier(FAREWELL)
@@ -344,15 +346,15 @@ def finish(comm: Comm, code: int) -> None:
                 leave(code)
         # MPI_Finalize may hang for ever once a rank has failed, and without it the
         # launcher may
-        if comm.rank == 0:
-            see_off()
         leave(code)
     comm.barrier()  # MPI_Finalize would wait as well, but not politely
     # srun's --kill-on-bad-exit sends it to all as soon as one has left with another
     # code than 0, and the job's code should be that one
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(PATIENCE + comm.size // 10)  # of a rank that is stopped nobody hears
     with tied(comm.size):
         MPI.Finalize()
+    signal.alarm(0)
 
 
 def leave(code: int) -> NoReturn:

@@ -22,6 +22,10 @@ import time
 child = subprocess.Popen([sys.executable, "rank.py", *sys.argv[1:]])
 child.wait()
 open("alone", "w").close()
+if "stopped" in sys.argv:
+    stopped = subprocess.Popen(["sleep", "1000"])
+    stopped.send_signal(19)
+    sys.exit(stopped.wait() + 9)
 if "busy" in sys.argv:
     subprocess.run(["sleep", "3"])
 if "ends" not in sys.argv:
@@ -88,4 +92,13 @@ def test_what_is_no_launcher_is_not_touched(launcher: Launcher, folder: Path) ->
     assert launch.process.poll() is None
     os.kill(launch.process.pid, signal.SIGTERM)
     launch.wait(20)
+    assert launch.orphans(2) == []
+
+
+def test_a_rank_that_is_stopped_at_last_is_ended(
+    launcher: Launcher, folder: Path
+) -> None:
+    command = [*command_of("prterun", folder), "stopped"]
+    launch = launcher.start(command, **environment())
+    assert launch.wait(20).code == 0, launch.errors
     assert launch.orphans(2) == []
