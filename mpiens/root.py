@@ -431,12 +431,11 @@ class Root:
 
     def _key(self, scenario: int) -> bytes:
         """Return a hash of all that a scenario's preparation depends on."""
-        own = self._spec.scenarios[scenario]
-        document = self._spec.document()
+        spec = self._spec
+        own = spec.scenarios[scenario]
         parts = [
             *("prepare", self._code, own.name, to_text(dict(own.parameters))),
-            *(str(self._spec.ensemble.seed), repr(document.get("shared"))),
-            repr(document.get("prepare")),
+            *(str(spec.ensemble.seed), repr(spec.shared), repr(spec.prepare)),
         ]
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
