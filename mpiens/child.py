@@ -24,7 +24,6 @@ from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError, place
 
 _HEAD = struct.Struct("<qB")  # length and kind of a frame
-_CELL = struct.Struct("<qdq")  # the task that runs, since when, in which process
 _BUFFER = 1 << 20
 LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
@@ -280,29 +279,41 @@ def watch_parent(seconds: float) -> None:
 
 
 class Cell:
-    """Memory that a runner shares with its supervisor: which task runs since when."""
+    """Memory that a runner shares with its supervisor: which task runs since when.
+
+    Each field is written whole, by one store of eight bytes, and the task last: a
+    runner may be interrupted, or die, between any two of them.
+    """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self._whole = memory.cast("q")  # the task, -, its process
+        self._real = memory.cast("d")  # -, since when
         self.clear()
 
     def write(self, task: int) -> None:
         """A task begins now, in this process."""
-        _CELL.pack_into(self._memory, 0, task, time.monotonic(), os.getpid())
+        self.clear()
+        self._real[1] = time.monotonic()
+        self._whole[2] = os.getpid()
+        self._whole[0] = task
 
     def clear(self) -> None:
         """No task runs."""
-        _CELL.pack_into(self._memory, 0, -1, 0.0, 0)
+        self._whole[0] = -1
 
     def read(self) -> tuple[int, float]:
         """Return (task or -1, when it began on the monotonic clock)."""
-        task, since, _ = _CELL.unpack_from(self._memory)
-        return task, since
+        while (task := self._whole[0]) >= 0:
+            since = self._real[1]
+            if self._whole[0] == task:
+                return task, since
+        return -1, 0.0
 
     @property
     def process(self) -> int:
         """The process in which a task runs, or 0."""
-        return int(_CELL.unpack_from(self._memory)[2])
+        return self._whole[2] if self._whole[0] >= 0 else 0
 
 
 @contextmanager

@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+NAME = b"mpiens-farewell"  # of the process that sees a launcher off
 LAUNCHERS = ("prterun", "mpirun", "mpiexec", "orterun")
 PATIENCE = 10.0  # seconds that a launcher may take when none of its children is left
 LOOK_SECONDS = 0.25
 LAUNCHER = os.getppid()  # what has started this process, be it a launcher or not
+_SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15
+_control = ctypes.CDLL(None).prctl
 
 
 @contextmanager
@@ -32,15 +35,13 @@ def tied(ranks: int) -> Iterator[None]:
     if ranks == 1:  # whoever has started it may go
         yield
         return
-    set_parent_death_signal = 1
-    control = ctypes.CDLL(None).prctl
-    control(set_parent_death_signal, signal.SIGKILL)
+    _control(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != LAUNCHER:  # it has gone already
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         yield
     finally:
-        control(set_parent_death_signal, 0)
+        _control(_SET_PARENT_DEATH_SIGNAL, 0)
 
 
 def see_off(patience: float = PATIENCE) -> None:
@@ -55,6 +56,7 @@ def see_off(patience: float = PATIENCE) -> None:
     if state is None or state[0] not in LAUNCHERS or os.fork():
         return
     with suppress(BaseException):
+        _control(_SET_NAME, NAME)
         os.setsid()
         os.closerange(0, os.sysconf("SC_OPEN_MAX"))
         _wait_and_end(launcher, state, patience)

@@ -23,6 +23,9 @@ TRIES = 20  # how often a job that loses ranks is started again, at most
 OWN_CODES = (0, 2, 3, 4, 75)  # of ranks that end by themselves
 _ONCE = ("--fresh", "--retry-failed")  # what a second start must not do again
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Where Open MPI keeps a job's files.  A launcher that is killed leaves them, and one
+# that is given the same process number later would fail to start because of them.
+_SESSIONS = ("PRTE_MCA_prte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base")
 
 
 @dataclass
@@ -71,7 +74,8 @@ class Launch:
         return code
 
     def _run_once(self) -> int:
-        environment = self.environment | tell_terminals()
+        sessions = dict.fromkeys(_SESSIONS, str(self._stop.with_name("sessions")))
+        environment = self.environment | sessions | tell_terminals()
         with subprocess.Popen(
             self.command,
             env=environment | {STOP_FILE: str(self._stop)},

@@ -8,6 +8,7 @@ by ``os._exit``, so that whatever a model does costs its task and not the job.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import gc
 import os
 import pickle
@@ -63,6 +64,7 @@ from mpiens.streams import Stream
 
 Send = Callable[[int, bytes], None]
 TAIL = 64 << 10  # bytes kept of what a model prints
+PIPE_BYTES = 1 << 20  # Linux's limit for everybody
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
 _MARK = b"\0task %d\0"
@@ -310,6 +312,8 @@ class Process:
     def __post_init__(self) -> None:
         mine, theirs = socket.socketpair()
         self.output, theirs_out = os.pipe()
+        with suppress(OSError):  # a model that prints much need not wait so often
+            fcntl.fcntl(theirs_out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(self.output, False)
 
         adopt_orphans()

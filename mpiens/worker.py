@@ -223,7 +223,7 @@ class Worker:
         task, since = self.runner.cell.read()
         code = self.runner.bury()
         seconds = time.monotonic() - since if task >= 0 else 0.0
-        overdue = (task, since) == self._overdue
+        overdue = task >= 0 and (task, since) == self._overdue
         self._stopped = False
         how = tell_overdue(self.limits.task_seconds) if overdue else tell_end(code)
         how += tell_kept(task)

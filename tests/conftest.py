@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -20,6 +23,8 @@ from cluster import Cluster
 MARK = "MPIENS_TEST_LAUNCH"
 ENVIRONMENTS = ("mpich", "openmpi", "debian")
 MPI_KEYWORDS = {"min_size"}
+SESSIONS = tempfile.mkdtemp(prefix="mpiens-tests-")
+atexit.register(shutil.rmtree, SESSIONS, ignore_errors=True)
 
 MODEL = """
 import numpy as np
@@ -174,7 +179,12 @@ class Launcher:
 
     def start(self, command: list[str], **environment: str) -> Launch:
         mark = uuid.uuid4().hex
+        # of a launcher that is killed Open MPI's files stay, and in their place
+        # one of the same process number would not start
+        sessions = f"{SESSIONS}/{mark}"
         variables = os.environ | {
+            "PRTE_MCA_prte_tmpdir_base": sessions,
+            "OMPI_MCA_orte_tmpdir_base": sessions,
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "OMPI_MCA_btl": "^ofi",

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import write
 
-from mpiens.child import ask_child
+from mpiens.child import Cell, ask_child
 from mpiens.fault import SpecError
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
@@ -321,6 +321,23 @@ def test_a_task_that_is_too_late_is_not_saved_by_the_signal(tmp_path: Path) -> N
     outcome = run(spec, task_seconds=0.4)
     assert list(outcome.failures) == [6]
     assert "longer than task_seconds = 0.4" in outcome.failures[6].text
+
+
+@pytest.mark.parametrize("rests", [True, False])
+def test_what_runs_is_never_read_half_written(rests: bool) -> None:
+    begun = time.monotonic()
+    for _ in range(50):
+        cell = Cell()
+        pid = os.fork()
+        while pid == 0:
+            cell.write(13)
+            if rests:
+                cell.clear()
+        readings = [cell.read() for _ in range(2000)]
+        os.kill(pid, signal.SIGKILL)  # at any moment, also in the midst of writing
+        os.waitpid(pid, 0)
+        for task, since in [*readings, cell.read()]:
+            assert (task, since) == (-1, 0.0) or (task == 13 and since >= begun)
 
 
 def test_a_gigabyte_printed_is_read_and_forgotten(tmp_path: Path) -> None:

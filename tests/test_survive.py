@@ -64,7 +64,9 @@ def await_begun(launch: Launch, folder: Path, count: int) -> None:
     """Wait until so many tasks have been begun."""
     log, end = folder / "begun", time.monotonic() + 60
     while not log.exists() or log.stat().st_size < count:
-        assert launch.process.poll() is None and time.monotonic() < end
+        if launch.process.poll() is not None or time.monotonic() > end:
+            launch.wait(0.1)
+            pytest.fail(f"ended with {launch.code}: {launch.output}{launch.errors}")
         time.sleep(0.002)
 
 
