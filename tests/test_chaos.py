@@ -25,6 +25,7 @@ from mpiens.farewell import NAME
 RUNS = 50  # in CI
 SECONDS = 540.0  # the time that they may take there
 LIMIT = 100.0  # of one command; a rank lost within MPI_Init is given up after 45 s
+STAY = 30.0  # what is left of it has to end; within MPI_Init that takes up to 20 s
 COMMANDS = 6  # the first, and at most five more
 KINDS = ("mpich", "openmpi", "debian", "ulfm", "launcher")
 
@@ -137,7 +138,7 @@ class Chaos:
                 launch.wait(LIMIT)
             except pytest.fail.Exception as news:
                 pytest.fail(f"seed {self.seed}: {self.told}\n{news}")
-            orphans = launch.orphans()
+            orphans = launch.orphans(STAY)
             states = "\n".join(map(describe, launch.pids()))
             assert not orphans, (self.seed, self.told, orphans, states)
             self.told.append(f"code {launch.code}")
