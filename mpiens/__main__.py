@@ -26,6 +26,7 @@ mpiens SPEC.toml [options]              run it, or go on with it
        mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
        mpiens show FILE                        the answer as a table, CSV, Parquet, JSON
        mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
+       mpiens replay FILE --trial K            a calibration's trial again
        mpiens merge FILE... -o FILE            shards of one ensemble become one file"""
 WRONG_INPUT, STOPPED_EARLY = 2, 75
 
@@ -94,7 +95,7 @@ def _together(
     try:
         code = act(comm, request, deadline)
         if comm.rank == 0 and code in (0, 3):
-            _print_table(request.file)
+            _print_tables(request.file)
     except SpecError as error:
         code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT
     except root.Trouble as trouble:
@@ -163,6 +164,11 @@ def _try(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     from mpiens import foreground  # noqa: PLC0415
 
+    if options.trial is not None:
+        return foreground.replay_trial(options.file, options.trial)
+    if options.scenario is None or options.replicate is None:
+        text = "give SCENARIO and REPLICATE, or of a calibration --trial"
+        raise SpecError([Fault("", text)])
     return foreground.replay_task(
         options.file, options.scenario, options.replicate, pdb=options.pdb
     )
@@ -207,6 +213,15 @@ def _write_frame(options: argparse.Namespace) -> int:
         raise SpecError([Fault("--parquet", text)], str(options.parquet))
     frame.write_parquet(made, options.parquet)
     return 0
+
+
+def _print_tables(file: Path) -> None:
+    """Print the answer, and that of the ensemble which confirms a calibration."""
+    from mpiens import confirm  # noqa: PLC0415
+
+    _print_table(file)
+    if (after := confirm.place_of(file)).exists():
+        _print_table(after)
 
 
 def _print_table(file: Path) -> None:
@@ -289,8 +304,11 @@ def _replay_parser() -> argparse.ArgumentParser:
         "whether it gives the same bits.",
     )
     parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("scenario", metavar="SCENARIO")
-    parser.add_argument("replicate", type=int, metavar="REPLICATE")
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO")
+    parser.add_argument("replicate", nargs="?", type=int, metavar="REPLICATE")
+    parser.add_argument(
+        "--trial", type=int, metavar="K", help="all of a calibration's trial, its loss"
+    )
     parser.add_argument("--pdb", action="store_true", help="look at a fault in pdb")
     parser.set_defaults(act=_replay)
     return parser

@@ -29,6 +29,7 @@ def find_faults(spec: Spec) -> Iterator[Fault]:
     yield from _check_aggregate(spec)
     yield from _check_bands(spec)
     yield from _check_limits(spec)
+    yield from _check_calibration(spec)
 
 
 def _check_ensemble(spec: Spec) -> Iterator[Fault]:
@@ -273,3 +274,54 @@ def _check_limits(spec: Spec) -> Iterator[Fault]:
             Expression(spec.limits.cost).check()
         except ValueError as error:
             yield Fault(place("limits", "cost"), str(error))
+
+
+def _check_calibration(spec: Spec) -> Iterator[Fault]:
+    if (calibrate := spec.calibrate) is None:
+        return
+    yield from calibrate.faults()
+    sections = {
+        "sweep": spec.sweep,
+        "design": spec.design,
+        "prepare": spec.prepare,
+        "aggregate": spec.aggregate,
+    }
+    for name, section in sections.items():
+        if section:
+            text = "does not go with [calibrate], which makes its own points; drop it"
+            yield Fault(place(name), text)
+    alien = {
+        place("bands", "baseline"): spec.bands.baseline,
+        place("limits", "cost"): spec.limits.cost,
+    }
+    for where, value in alien.items():
+        if value is not None:
+            text = "does not go with [calibrate], whose trials are unlike; drop it"
+            yield Fault(where, text)
+    for where, name in spec.given():
+        if name in calibrate.parameters and not where.startswith("[calibrate"):
+            text = f"is also calibrated; keep {name} in one of the two"
+            yield Fault(where, text)
+    for name in calibrate.targets:
+        yield from _check_target(spec, name)
+
+
+def _check_target(spec: Spec, name: str) -> Iterator[Fault]:
+    if spec.calibrate is None:
+        return
+    target, section = spec.calibrate.targets[name], f"calibrate.targets.{name}"
+    if not _NAME.fullmatch(name):
+        text = "is no name for a target; use letters, digits and underscores"
+        yield Fault(place(section), text)
+    if target.scenario is not None and target.scenario not in spec.bases:
+        hint = nearest(target.scenario, spec.bases)
+        text = f"{target.scenario!r} is no scenario{hint}"
+        yield Fault(place(section, "scenario"), text)
+    output = spec.outputs.get(target.output, Output())
+    if output.ragged or len(output.dims or ()) > 1:
+        text = f"{target.output!r} should have one dimension, as observed data have"
+        yield Fault(place(section, "output"), text)
+    if target.index is None and not output.dims:
+        text = f"is missing; name the column of {target.data} that tells where in "
+        text += f"{target.output} each value belongs, or write [outputs."
+        yield Fault(place(section, "index"), f"{text}{target.output}] dims")

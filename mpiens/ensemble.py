@@ -16,7 +16,14 @@ from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
 from mpiens.merge import Merger, Sources
-from mpiens.root import STOPPED_EARLY, Request, Root, Trouble
+from mpiens.root import (
+    COMPLETE,
+    SOME_FAILED,
+    STOPPED_EARLY,
+    Request,
+    Root,
+    Trouble,
+)
 from mpiens.runner import Inline, Process, Runner
 from mpiens.spec import Limits, Spec
 from mpiens.worker import Worker
@@ -53,7 +60,7 @@ class Seat:
             start: Callable[[], Runner] = partial(Inline, spec, shared)
             if spec.limits.isolation == "process":
                 start = partial(Process, spec, shared, watching=self.lone)
-            self.worker = Worker(start, spec.limits, spec.scenario_of)
+            self.worker = Worker(start, spec.limits, spec.input_of)
         return self.worker
 
     def look_after_mates(self, comm: mpi.Comm) -> None:
@@ -96,12 +103,27 @@ def run(comm: mpi.Comm, request: Request, deadline: Deadline) -> int:
     theirs from then on, and the first of them is the root.  Raises SpecError on every
     rank where the user's input is wrong, and Trouble where the file system has failed
     or a stop has interrupted long work beside the tasks.
+
+    What confirms a calibration is an ensemble of its own, run after it.
     """
+    code, after = _run_to_its_end(comm, request, deadline)
+    if after is None:
+        return code
+    return max(code, _run_to_its_end(comm, after, deadline)[0])
+
+
+def _run_to_its_end(
+    comm: mpi.Comm, request: Request, deadline: Deadline
+) -> tuple[int, Request | None]:
+    """Run one ensemble; return the exit code, and what is to be run after it."""
     seat = Seat(deadline)
     try:
         while True:
             try:
-                return _run(comm, seat, request)
+                code = _run(comm, seat, request)
+                complete = code in (COMPLETE, SOME_FAILED)
+                follow = partial(seat.root.follow) if seat.root else None
+                return code, _tell_all(comm, follow) if complete else None
             except mpi.RankLost:
                 _survive(comm, seat)
     finally:
@@ -194,9 +216,11 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
     watch = Watch(seat.deadline, seat.heartbeat)
     manager = None
+    trials = _ask_root(comm, root.calibration if root else None)
     if root is not None and claims is not None:
-        tasks = root.pending, root.row, claims, root.scouts, root.gate
-        manager = Manager(comm, worker, root, watch, *tasks)
+        sink = trials or root
+        tasks = sink.pending, sink.row, claims, sink.scouts, sink.gate, trials
+        manager = Manager(comm, worker, sink, watch, *tasks)
     ending = _deal(comm, worker, watch, manager, seat.unsent)
     if root is not None and manager is not None:
         root.note(seat.deadline.reason, manager.trouble)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import pdb
+import pickle
 import resource
 import sys
 import time
@@ -25,15 +26,18 @@ from mpiens.child import (
     on_standard_error,
 )
 from mpiens.fault import Fault, SpecError, nearest
-from mpiens.layout import DONE, FAILED
+from mpiens.layout import COMPLETE, DONE, FAILED, FAILED_TRIAL
+from mpiens.ledger import Ledger
 from mpiens.model import Model, format_failure
 from mpiens.program import tell_kept
 from mpiens.reader import locate_faults, read
-from mpiens.row import checksum, describe
+from mpiens.row import Row, checksum, describe
 from mpiens.runner import Watch, tell_end, tell_overdue
+from mpiens.scoring import Scorer
 from mpiens.spec import Spec, Step
-from mpiens.steps import Steps
+from mpiens.steps import Steps, unpack
 from mpiens.store import Store
+from mpiens.trial import Given, make_example
 
 GOOD, BAD = 0, 3
 OVERDUE = 1  # how a process ends that faulthandler ends
@@ -56,7 +60,8 @@ def try_task(path: Path, scenario: str | None, replicate: int, *, pdb: bool) -> 
 
     def attempt() -> list[str] | None:
         steps.inspect_all(spec)
-        trial = _run(spec, task, enter_pdb=pdb)
+        given = make_example(spec) if spec.calibrate is not None else None
+        trial = _run(spec, task, given, enter_pdb=pdb)
         return None if trial is None else _describe(spec, trial)
 
     try:
@@ -78,11 +83,66 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
     A failure is reproduced too, under the limits that it met, but for a debugger.
     """
     store = Store(path)
-    spec = store.layout.spec
-    task = find_task(spec, scenario, replicate)
+    task = find_task(store.layout.spec, scenario, replicate)
+    return _replay(store, task, pdb=pdb)[0]
 
-    def attempt() -> int | None:
-        trial = _run(spec, task, enter_pdb=pdb)
+
+def replay_trial(path: Path, trial: int) -> int:
+    """Run a trial of a calibration again: its replicates, and its loss."""
+    store = Store(path)
+    spec = store.layout.spec
+    if spec.calibrate is None:
+        text = "is no calibration, and has no trials; give SCENARIO and REPLICATE"
+        raise SpecError([Fault("--trial", text)], str(path))
+    ledger = Ledger.of(store)
+    if not 0 <= trial < ledger.asked:
+        text = f"there is no trial {trial}; they are 0 to {ledger.asked - 1}"
+        raise SpecError([Fault("--trial", text)], str(path))
+    each, row = spec.per_trial, store.layout.row
+    code, scenarios = GOOD, []
+    for scenario in range(trial * each, (trial + 1) * each):
+        rows = []
+        for replicate in range(spec.replicates):
+            task = spec.number(scenario, replicate)
+            own, made = _replay(store, task, pdb=False)
+            code = max(code, own)
+            if made is not None:
+                rows.append(np.frombuffer(made, row.dtype))
+        whole = np.concatenate([np.zeros(0, row.dtype), *rows])
+        scenarios.append(whole)
+    known, state = ledger.losses(trial), int(ledger.state[trial])
+    if state not in (COMPLETE, FAILED_TRIAL):
+        print(f"trial {trial}: has no loss yet in the file")
+        return BAD
+    complete = all(len(rows) == spec.replicates for rows in scenarios)
+    losses = None
+    if complete or spec.calibrate.failed == "drop":
+        losses = ask_child(lambda: _score(spec, row, scenarios))
+    total = "no loss" if losses is None else repr(spec.calibrate.total(losses))
+    same = losses == known
+    like = "bit-identical" if same else f"NOT bit-identical to {known}"
+    print(f"trial {trial}: loss {total}, {like}")
+    return code if same else BAD
+
+
+def _score(spec: Spec, row: Row, scenarios: list[Any]) -> dict[str, float] | None:
+    """Return a trial's losses, or None where it has none."""
+    try:
+        return Scorer(spec).score([unpack(row, rows) for rows in scenarios])
+    except (Exception, SystemExit) as error:
+        print(format_failure(error), file=sys.stderr)
+        return None
+
+
+def _replay(store: Store, task: int, *, pdb: bool) -> tuple[int, bytes | None]:
+    """Run one task again and say whether it is the same; also return its row."""
+    spec = store.layout.spec
+    index, replicate = spec.locate(task)
+    scenario = spec.scenarios[index].name
+    given = _find_given(store, index)
+
+    def attempt() -> bytes | None:
+        trial = _run(spec, task, given, enter_pdb=pdb)
         if trial is None:
             return None
         row = np.zeros(1, store.layout.row.dtype)
@@ -91,7 +151,7 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
         except ValueError as error:
             print(f"mpiens: {error}", file=sys.stderr)
             return None
-        return checksum(row.tobytes())
+        return row.tobytes()
 
     found = _contain(spec, task, attempt, pdb)
     status = int(store.status[task])
@@ -99,13 +159,24 @@ def replay_task(path: Path, scenario: str, replicate: int, *, pdb: bool) -> int:
     if found is None:
         known = "as it did in the file" if status == FAILED else "unlike in the file"
         print(f"{what} failed, {known}")
-        return BAD
+        return BAD, None
     if status != DONE:
         print(f"{what} succeeded, unlike in the file, which has no row of it")
-        return BAD
-    same = found == int(store.read("/tasks/checksum").reshape(-1)[task])
+        return BAD, found
+    same = checksum(found) == int(store.read("/tasks/checksum").reshape(-1)[task])
     print(f"{what} {'bit-identical' if same else 'NOT bit-identical'}")
-    return GOOD if same else BAD
+    return (GOOD if same else BAD), found
+
+
+def _find_given(store: Store, scenario: int) -> Given | None:
+    """Return what a scenario of a calibration was given."""
+    spec = store.layout.spec
+    if spec.calibrate is None:
+        return None
+    ledger, trial = Ledger.of(store), scenario // spec.per_trial
+    if trial >= ledger.asked:
+        raise SpecError([Fault("", f"trial {trial} was not asked for")])
+    return Given(int(ledger["stream"][trial]), ledger.parameters(trial))
 
 
 def find_task(spec: Spec, scenario: str | None, replicate: int) -> int:
@@ -148,12 +219,21 @@ def _contain(
     return answer
 
 
-def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
-    """Run one task; its fault is printed, and looked at in the debugger if asked."""
+def _run(
+    spec: Spec, task: int, trial: Given | None, *, enter_pdb: bool
+) -> Trial | None:
+    """Run one task, of a calibration's trial where one is given.
+
+    Its fault is printed, and looked at in the debugger if asked.
+    """
     runs = Model(spec, lambda: window.hold(spec))
     scenario, _ = spec.locate(task)
     step = spec.step(Step.PREPARE, scenario)
     [stream, own] = streams.of(spec, [task, step])
+    parameters = dict(spec.scenarios[scenario].parameters)
+    if trial is not None:
+        [stream] = streams.make(spec.ensemble.seed, [trial.key(spec, task)])
+        parameters = trial.fill(spec.scenarios[scenario])
     watch = Watch(Cell(), memory=None if enter_pdb else spec.limits.task_memory)
     faulthandler.enable()
     if spec.limits.task_seconds is not None and not enter_pdb:
@@ -161,14 +241,13 @@ def _run(spec: Spec, task: int, *, enter_pdb: bool) -> Trial | None:
     watch.begin(task)
     start = time.perf_counter()
     try:
-        given = b""
+        given = b"" if trial is None else pickle.dumps(trial)
         if spec.prepare is not None:
             given = Steps(spec, runs).run(Step.PREPARE, scenario, own, b"")
         returned = runs.run(task, stream, given)
     except (Exception, SystemExit) as error:
         watch.end()
         print(format_failure(error), file=sys.stderr)
-        parameters = dict(spec.scenarios[scenario].parameters)
         print(f"parameters: {parameters}", file=sys.stderr)
         print(f"seed: {stream.seed}, spawn key: {stream.key}", file=sys.stderr)
         if enter_pdb:

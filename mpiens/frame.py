@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens.fault import Fault, SpecError, nearest
-from mpiens.layout import DONE, STATUS, UNUSED, Layout
+from mpiens.layout import DONE, STATUS, TRIAL_STATE, UNUSED, Layout
+from mpiens.ledger import Ledger
 from mpiens.row import Output
 from mpiens.spec import to_text
 from mpiens.store import PARTIAL, Store
@@ -60,6 +61,7 @@ def by_scenario(store: Store) -> Frame:
             [Column("done", int), Column("failed", int)],
             lambda index: [entries[index].done, entries[index].failed],
         ),
+        *_describe_trials(store),
         _Group(
             [Column(name, float) for name, _ in _summaries(entries[0], compared)],
             lambda index: [value for _, value in _summaries(entries[index], compared)],
@@ -176,6 +178,25 @@ def _identify(layout: Layout) -> Iterator[_Group]:
     yield _Group(
         columns, lambda index: [own[index] for own in values], prefix="parameters."
     )
+
+
+def _describe_trials(store: Store) -> Iterator[_Group]:
+    """Yield the state and the losses of the trial that a scenario belongs to."""
+    spec = store.layout.spec
+    if spec.calibrate is None:
+        return
+    ledger = Ledger.of(store)
+    names = [*spec.calibrate.targets]
+
+    def tell(index: int) -> list[Any]:
+        trial = index // spec.per_trial
+        losses = ledger.losses(trial) or dict.fromkeys(names)
+        state = TRIAL_STATE[int(ledger.state[trial])]
+        return [state, float(ledger["loss"][trial]), *(losses[n] for n in names)]
+
+    columns = [Column("state", str), Column("loss", float)]
+    columns += [Column(f"loss.{name}", float) for name in names]
+    yield _Group(columns, tell, prefix="trial.")
 
 
 def _describe_tasks(store: Store) -> Iterator[_Group]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpiens.calibrate import Calibrate
 from mpiens.design import Design
 from mpiens.fault import place
 from mpiens.spec import Output, Spec, to_text
@@ -45,9 +46,11 @@ def compare(
     ]
     whole = ("shared", "prepare")
     refused += [place(s) for s in whole if getattr(old, s) != getattr(new, s)]
+    if old.calibrate is not None and new.calibrate is not None:
+        refused += _changed_calibration(old.calibrate, new.calibrate)
     grows = new.replicates > old.replicates or _names(old) != _names(new)
     cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
-    cosmetic |= old.aggregate != new.aggregate
+    cosmetic |= old.aggregate != new.aggregate or old.calibrate != new.calibrate
     why = {where: _MOVING for where in refused if where == _SAMPLES}
     return Change(tuple(dict.fromkeys(refused)), grows, grows or cosmetic, why)
 
@@ -56,6 +59,15 @@ def match(old: Spec, new: Spec) -> dict[int, int]:
     """Return the scenarios of the new spec that the old one had, by index."""
     known = {name: index for index, name in enumerate(_names(old))}
     return {i: known[n] for i, n in enumerate(_names(new)) if n in known}
+
+
+def _changed_calibration(old: Calibrate, new: Calibrate) -> Iterator[str]:
+    """Yield what would make trials of two kinds one study."""
+    for key in ("parameters", "targets", "objectives", "failed", "ordered"):
+        if getattr(old, key) != getattr(new, key):
+            yield place("calibrate", key)
+    if new.trials < old.trials:
+        yield place("calibrate", "trials")
 
 
 def _names(spec: Spec) -> list[str]:
@@ -69,7 +81,10 @@ def _changed_ensemble(old: Spec, new: Spec) -> Iterator[str]:
     for key in ("command", "stdin", "files", "read"):
         if getattr(old.model, key) != getattr(new.model, key):
             yield place("model", key)
-    if new.replicates < old.replicates:
+    if (old.calibrate is None) != (new.calibrate is None):
+        yield place("calibrate")
+    fixed = old.calibrate is not None  # its trials have been scored
+    if new.replicates < old.replicates or (fixed and new.replicates != old.replicates):
         yield place("ensemble", "replicates")
 
 
@@ -77,8 +92,9 @@ def _changed_parameters(
     old: Spec, new: Spec, before: Parameters, now: Parameters
 ) -> Iterator[str]:
     changed: dict[str, str] = {}
+    names = (before.keys() | now.keys()) - {*new.calibrated}
     for index, former in match(old, new).items():
-        for name in before.keys() | now.keys():
+        for name in names:
             then = before[name][former] if name in before else None
             value = now[name][index] if name in now else None
             if not _is_same(then, value):

@@ -6,6 +6,7 @@ in which it is laid down.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,15 +16,54 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpiens.bands import METHOD
+from mpiens.calibrate import Domain
 from mpiens.pool import find_coordinate
 from mpiens.row import Output, Row
 from mpiens.shard import Shard
-from mpiens.spec import Spec, to_text
+from mpiens.spec import TRIAL, Spec, to_text
 
 PENDING, DONE, FAILED, UNUSED = range(4)
 STATUS = ("pending", "done", "failed", "unused")
 FAILURES = 1000  # failures kept with their text
 FAILURE_BYTES = 8192
+UNASKED, ASKED, SCORED, COMPLETE, FAILED_TRIAL = range(5)
+TRIAL_STATE = ("pending", "running", "scored", "complete", "failed")
+_NONE = b"null"  # a parameter as text, of a trial that was not asked for
+
+
+@dataclass(frozen=True)
+class Column:
+    """One thing that is known of every trial of a calibration."""
+
+    dtype: DTypeLike
+    fill: Any
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TIME = {"units": "seconds since 1970-01-01"}
+_SECONDS = {"units": "s"}
+TRIAL_COLUMNS = {
+    "number": Column(np.int64, -1, {"long_name": "number in the study"}),
+    "stream": Column(np.int64, -1, {"long_name": "what its random streams come of"}),
+    "loss": Column(np.float64, np.nan, {"long_name": "weighted sum over targets"}),
+    "asked": Column(np.float64, np.nan, _TIME),
+    "simulated": Column(np.float64, np.nan, _TIME),
+    "scored": Column(np.float64, np.nan, _TIME),
+    "told": Column(np.float64, np.nan, _TIME),
+    "told_order": Column(np.int64, -1, {"long_name": "how many were told before"}),
+    "ask_seconds": Column(np.float64, np.nan, _SECONDS),
+    "score_seconds": Column(np.float64, np.nan, _SECONDS),
+    "tell_seconds": Column(np.float64, np.nan, _SECONDS),
+    "state": Column(
+        np.uint8,
+        UNASKED,
+        {
+            "flag_values": np.arange(len(TRIAL_STATE), dtype=np.uint8),
+            "flag_meanings": " ".join(TRIAL_STATE),
+        },
+    ),
+}
+"""By name; trials were asked for in the order of the file."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +84,15 @@ class Dataset:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+@dataclass(frozen=True, eq=False)
+class Series:
+    """What was observed of an output, along its dimension: NaN where nothing was."""
+
+    output: str
+    values: NDArray[np.float64]
+    scenario: str | None = None  # the one that it belongs to; else all
+
+
 @dataclass(frozen=True)
 class Layout:
     """The whole file: what is known of it before any task has run but the first."""
@@ -53,6 +102,7 @@ class Layout:
     row: Row
     shard: Shard | None = None  # rows of its own tasks only, and nothing made of them
     aggregates: tuple[Output, ...] = ()  # what is made last, of each scenario
+    observed: Mapping[str, Series] = field(default_factory=dict)  # by target
 
     @property
     def by_task(self) -> tuple[int, int]:
@@ -88,6 +138,8 @@ class Layout:
         yield from self._coordinates()
         yield from self._parameters()
         yield from self._tasks()
+        yield from self._trials()
+        yield from self._observed()
         if self.shard is None:
             yield from self._bands()
             yield from self._summaries()
@@ -127,7 +179,12 @@ class Layout:
             yield _coordinate(dim, np.arange(size))
 
     def _parameters(self) -> Iterator[Dataset]:
+        sampled = self.spec.calibrate.parameters if self.spec.calibrate else {}
         for name, values in self.parameters.items():
+            if name in sampled:
+                path, count = f"/parameters/{name}", self.by_task[0]
+                yield _parameter(path, "scenario", count, sampled[name])
+                continue
             data = to_column(values)
             yield Dataset(
                 f"/parameters/{name}", ("scenario",), data.shape, data.dtype, data=data
@@ -159,6 +216,41 @@ class Layout:
         text = f"S{FAILURE_BYTES}"
         yield Dataset("/failures/task", ("failure",), (count,), np.int64, fill=-1)
         yield Dataset("/failures/text", ("failure",), (count,), text)
+
+    def _trials(self) -> Iterator[Dataset]:
+        """Yield what is known of a calibration's trials."""
+        if (calibrate := self.spec.calibrate) is None:
+            return
+        count = calibrate.trials
+        yield _coordinate(TRIAL, np.arange(count))
+        for name, column in TRIAL_COLUMNS.items():
+            yield Dataset(
+                f"/trials/{name}",
+                (TRIAL,),
+                (count,),
+                column.dtype,
+                fill=column.fill or None,  # zeros need no filling
+                attributes=column.attributes,
+            )
+        for name in calibrate.targets:
+            path = f"/trials/target/{name}"
+            yield Dataset(path, (TRIAL,), (count,), np.float64, fill=np.nan)
+        for name, domain in calibrate.parameters.items():
+            yield _parameter(f"/trials/parameter/{name}", TRIAL, count, domain)
+
+    def _observed(self) -> Iterator[Dataset]:
+        for name, series in self.observed.items():
+            told = {"output": series.output}
+            told |= {"scenario": series.scenario} if series.scenario else {}
+            output = self.output(series.output)
+            yield Dataset(
+                f"/observed/{name}",
+                output.dims,
+                output.shape,
+                np.float64,
+                data=series.values,
+                attributes=told,
+            )
 
     def _bands(self) -> Iterator[Dataset]:
         for output in self.row.banded:
@@ -236,6 +328,35 @@ def to_column(values: tuple[Any, ...]) -> NDArray[Any]:
             return np.array(values, dtype=np.int64)
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
     return np.array([to_text(v) for v in values], dtype=object)
+
+
+def pack_parameter(domain: Domain, value: Any) -> Any:
+    """Return a calibrated parameter's value as the file has it."""
+    return value if _is_numeric(domain) else json.dumps(value).encode()
+
+
+def unpack_parameter(domain: Domain, stored: Any) -> Any:
+    """Return a calibrated parameter's value as the model is given it."""
+    value = stored.item() if _is_numeric(domain) else json.loads(stored)
+    if domain.choices is not None:
+        truth = isinstance(value, bool)  # which is 0 or 1 for Python, and not for us
+        same = (c for c in domain.choices if c == value)
+        return next(c for c in same if isinstance(c, bool) == truth)
+    return int(value) if domain.scale == "integer" else value
+
+
+def _is_numeric(domain: Domain) -> bool:
+    """Whether a parameter's values are told apart as numbers of the file."""
+    choices = domain.choices or ()
+    return all(map(_is_number, choices)) and len({*choices}) == len(choices)
+
+
+def _parameter(path: str, dim: str, count: int, domain: Domain) -> Dataset:
+    """Return the dataset of a calibrated parameter, which is filled trial by trial."""
+    if _is_numeric(domain):
+        return Dataset(path, (dim,), (count,), np.float64, fill=np.nan)
+    texts = [_NONE, *(pack_parameter(domain, c) for c in domain.choices or ())]
+    return Dataset(path, (dim,), (count,), f"S{max(map(len, texts))}", fill=_NONE)
 
 
 def _is_number(value: Any) -> bool:

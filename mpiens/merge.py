@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiens import journal, provenance, shelf, steps, store
+from mpiens import journal, provenance, shelf, steps, store, trials
 from mpiens.aggregation import Aggregation
 from mpiens.child import ask_child
 from mpiens.deadline import Look, Stopped
@@ -40,7 +40,7 @@ RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch {}"
 # what a shard's file says of itself alone
 _OWN = (
     *("mpiens_format", "spec", "outputs", "aggregates", "parameter_names", "shard"),
-    *("aggregate_code", "aggregates_failed", "digest"),
+    *("aggregate_code", "aggregates_failed", "digest", "study_owner"),
     *("completed", "seconds", "ranks", "host"),
 )
 
@@ -94,7 +94,8 @@ class Merger:
             return self._keep(Store(target), first)
         begun = target.with_name(target.name + PARTIAL)
         journal.restore(begun)
-        if begun.exists() and not self._sources.fresh:
+        whole = spec.calibrate is not None  # the sources have all that there is
+        if begun.exists() and not (self._sources.fresh or whole):
             own = Store(begun)
             self._refuse_mixed([first, own])
             stores.append(own)
@@ -236,13 +237,18 @@ class Merger:
         """Lay the file down anew, with the rows of all others."""
         first = stores[0]
         layout = replace(first.layout, shard=None)
+        order = trials.order_jobs(stores) if layout.spec.calibrate else None
+        if order is not None:
+            layout = trials.lay_out(layout, len(order))
         opening = {n: v for n, v in first.attributes.items() if n not in _OWN}
         opening["merged"] = json.dumps([str(path) for path in self._sources.files])
         new = store.lay_down(begun, layout, opening, look=self._look)
         merged = Store(new, writable=True)
         try:
-            for source in stores:
+            for source in stores if order is None else []:
                 self._take(merged, source)
+            if order is not None:
+                trials.take_jobs(merged, order, self._look)
         except (SpecError, Stopped):
             merged.close()
             new.unlink()
@@ -278,6 +284,9 @@ class Merger:
 
     def _tell_gaps(self, missing: Any) -> Iterator[str]:
         """Yield what to type for what is missing."""
+        if self._file.layout.spec.calibrate is not None:
+            yield "their trials are running: run those jobs again, and merge again"
+            return
         named = [Shard.of_name(path) for path in self._sources.files]
         counts = Counter(shard.count for shard in named if shard is not None)
         spec = self._file.attributes["spec_file"]

@@ -25,6 +25,7 @@ from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.program import Program, ProgramError
 from mpiens.spec import INJECTED, Scenario, Shared, Spec, to_text
 from mpiens.streams import Stream
+from mpiens.trial import Given
 
 Function = Callable[..., Any]
 _REDUCE = ("shared", "scenario", "replicate")  # its numbers are drawn already
@@ -42,6 +43,7 @@ class Signature:
     anything: bool = False  # it takes **keywords
     code: str = ""  # SHA-256 of the sources of model, reduce, loader, and prepare
     aggregate_code: str = ""
+    target_code: str = ""
 
 
 def find(reference: str, folder: str, where: str) -> Function:
@@ -110,13 +112,19 @@ def inspect_model(spec: Spec) -> Signature:
 
 
 def fill_parameters(spec: Spec, signature: Signature) -> dict[str, tuple[Any, ...]]:
-    """Return every parameter over the scenarios, the signature's defaults included."""
+    """Return every parameter over the scenarios, the signature's defaults included.
+
+    Those that a calibration's trials are given are None.
+    """
     names = [n for n in signature.names if n not in INJECTED]
+    names += [n for n in spec.calibrated if n not in names]
     for scenario in spec.scenarios:
         names += [n for n in scenario.parameters if n not in names]
     return {
         name: tuple(
             scenario.parameters.get(name, signature.defaults.get(name))
+            if name not in spec.calibrated
+            else None
             for scenario in spec.scenarios
         )
         for name in names
@@ -198,15 +206,20 @@ class Model:
     def run(self, task: int, stream: Stream, prepared: bytes = b"") -> Any:
         """Run one task under its stream and return what the model returned, reduced.
 
-        What its scenario's step has prepared comes pickled: every task gets its own.
+        What its scenario's step has prepared comes pickled: every task gets its own;
+        so does what a trial of a calibration is given.
         """
         index, replicate = self._spec.locate(task)
         scenario = self._spec.scenarios[index]
+        parameters = scenario.parameters
+        if self._spec.calibrate is not None:
+            given: Given = pickle.loads(prepared)
+            parameters, prepared = given.fill(scenario), b""
         offered = self.offer(scenario, stream)
         offered["replicate"] = lambda: replicate
         offered["prepared"] = lambda: pickle.loads(prepared) if prepared else None
         extras = {name: offered[name]() for name in self._takes}
-        result = self._function(**scenario.parameters, **extras)
+        result = self._function(**parameters, **extras)
         if self._reduce is None:
             return result
         extras = {name: offered[name]() for name in self._reduce_takes}
@@ -334,8 +347,9 @@ def _check_signature(spec: Spec, signature: Signature) -> Iterator[Fault]:
             text = f"{name}() takes no such parameter; it takes {taken}{hint}"
             yield Fault(where, text)
     for key in signature.required:
+        known = {*INJECTED, *spec.calibrated}
         lacking = [s.name for s in spec.scenarios if key not in s.parameters]
-        if key not in INJECTED and lacking:
+        if key not in known and lacking:
             text = (
                 f"{name}() needs {key}, which scenario {lacking[0]!r} lacks; "
                 f"give it in [parameters]"

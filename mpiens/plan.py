@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpiens import steps, window
+from mpiens import steps, study, window
 from mpiens.allocation import Allocation, Need
 from mpiens.child import ask_child
 from mpiens.fault import Fault, SpecError
@@ -35,6 +35,8 @@ class Plan:
         spec = self.spec
         names = [s.name for s in spec.scenarios]
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        if spec.calibrate is not None:
+            yield from spec.calibrate.describe()
         yield f"scenarios: {len(names)} ({listed})"
         for axis, values in spec.sweep.items():
             yield f"axis {axis}: {len(values)} values"
@@ -102,6 +104,7 @@ def check(
     spec = reading.spec
     imports, shared, skeleton, loading = 0, 0, 0, 0
     if spec is not None:
+        faults += locate_faults([*study.find_faults(spec)], path)
         try:
             imports = ask_child(lambda: _measure_imports(spec))
             shared, skeleton, loading = ask_child(lambda: _measure_shared(spec))

@@ -356,19 +356,33 @@ def _known(spec: Spec, scenario: int) -> dict[str, Any]:
     """Return what fields may become in a scenario; what tasks know is stood in for."""
     own = spec.scenarios[scenario]
     late = {"seed": 0, "replicate": 0, **dict.fromkeys(_LATE[2:], "")}
-    return {**own.parameters, "scenario": own.name, "folder": spec.folder, **late}
+    sampled = _stand_ins(spec)
+    return {
+        **sampled,
+        **own.parameters,
+        "scenario": own.name,
+        "folder": spec.folder,
+        **late,
+    }
+
+
+def _stand_ins(spec: Spec) -> dict[str, Any]:
+    """Return a value for every parameter that a calibration's trials are given."""
+    domains = spec.calibrate.parameters if spec.calibrate else {}
+    return {name: domain.example for name, domain in domains.items()}
 
 
 def _check_fields(spec: Spec, where: str, text: Text) -> Iterator[Fault]:
     """Yield fields that nothing fills, or not in all scenarios, or not as they say."""
     parameters = {name for s in spec.scenarios for name in s.parameters}
+    parameters |= {*spec.calibrated}
     for name in text.names:
         if name not in parameters | {*FIELDS}:
             hint = nearest(name, [*sorted(parameters), *FIELDS])
             yield Fault(where, f"{{{name}}} is no parameter and no field{hint}")
             return
         for scenario in spec.scenarios:
-            if name in parameters - scenario.parameters.keys():
+            if name in parameters - {*scenario.parameters, *spec.calibrated}:
                 way = "give it in [parameters]"
                 lacks = f"{{{name}}} is what scenario {scenario.name!r} lacks"
                 yield Fault(where, f"{lacks}; {way}")

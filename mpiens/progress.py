@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
@@ -24,6 +25,8 @@ class Tally:
     finished: int = 0
     failed: int = 0
     busy: float = 0.0  # seconds that tasks took, over all ranks
+    # what there is to say instead of how many tasks are done
+    headline: Callable[[], str] | None = None
     since: float = field(default_factory=time.monotonic)
 
     def elapsed(self) -> float:
@@ -45,6 +48,9 @@ class Tally:
 
     def line(self) -> str:
         """Return the state in one line."""
+        if self.headline is not None:
+            busy = f"ranks {100 * self.utilisation():.0f}% busy"
+            return f"{self.headline()}, {self.failed} tasks failed, {busy}"
         left = self.left()
         ready = self.done + self.finished
         share = 100 * ready / self.total if self.total else 100

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mpiens import cube
+from mpiens.calibrate import Calibrate, Confirm, Domain, Sampler, Stop, Target
 from mpiens.checks import find_faults
 from mpiens.design import Design, Range
 from mpiens.fault import Fault, SpecError, nearest, place
@@ -34,7 +35,8 @@ from mpiens.spec import (
 
 _STAND_INS = {
     **{"model": "stand:in", "loader": "stand:in", "call": "stand:in"},
-    **{"replicates": 1, "seed": 0, "kind": "count", "method": "csv"},
+    **{"replicates": 1, "seed": 0, "kind": "count", "method": "csv", "trials": 1},
+    **{"output": "", "data": "", "column": ""},
     "command": ["stand-in"],
 }
 _SUFFIXES = {
@@ -106,6 +108,7 @@ class _Decoder:
     SECTIONS = (
         *("ensemble", "model", "parameters", "scenarios", "sweep", "design"),
         *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
+        "calibrate",
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -154,6 +157,7 @@ class _Decoder:
             zips=zips,
             excluded=excluded,
             design=self.design(tables["design"], ensemble.seed, folder),
+            calibrate=self.calibrate(tables["calibrate"]),
             filed=filed,
         )
         self.faults += find_faults(spec)
@@ -246,6 +250,58 @@ class _Decoder:
         except SpecError as error:
             self.faults += error.faults
             return stand_in if names else None
+
+    def calibrate(self, part: dict[str, Any]) -> Calibrate | None:
+        """Decode a calibration: its tables are sections of their own."""
+        if "calibrate" not in self.document:
+            return None
+        apart: dict[str, dict[str, Any]] = {}
+        for key in ("parameters", "targets", "stop", "confirm"):
+            table = part.get(key, {})
+            if not isinstance(table, dict):
+                self.fault(place("calibrate", key), f"should be a table, not {table!r}")
+                table = {}
+            apart[key] = table
+        rest = {k: v for k, v in part.items() if k not in (*apart, "sampler")}
+        said: Calibrate = self.section("calibrate", Calibrate, rest)
+        confirm = None
+        if "confirm" in part:
+            confirm = self.section("calibrate.confirm", Confirm, apart["confirm"])
+        return dataclasses.replace(
+            said,
+            sampler=self.sampler(part.get("sampler", {})),
+            stop=self.section("calibrate.stop", Stop, apart["stop"]),
+            parameters={
+                name: self.section(f"calibrate.parameters.{name}", Domain, own)
+                for name, own in self.tables(
+                    "calibrate.parameters", apart["parameters"]
+                )
+            },
+            targets={
+                name: self.target(f"calibrate.targets.{name}", own)
+                for name, own in self.tables("calibrate.targets", apart["targets"])
+            },
+            confirm=confirm,
+        )
+
+    def sampler(self, part: Any) -> Sampler:
+        """Decode a sampler: a name, or a table of a name and options."""
+        if isinstance(part, str):
+            return Sampler(part)
+        if isinstance(part, dict) and isinstance(part.get("name", ""), str):
+            options = {key: value for key, value in part.items() if key != "name"}
+            return Sampler(part.get("name", Sampler.name), options)
+        text = f'{part!r} should be a name, or read {{ name = "TPE", ... }}'
+        self.fault(place("calibrate", "sampler"), text)
+        return Sampler()
+
+    def target(self, section: str, part: dict[str, Any]) -> Target:
+        """Decode a target: the keys that are not its own are options of its loss."""
+        known = {f.name for f in dataclasses.fields(Target)} - {"options"}
+        own = {key: value for key, value in part.items() if key in known}
+        options = {key: value for key, value in part.items() if key not in known}
+        target: Target = self.section(section, Target, own)
+        return dataclasses.replace(target, options=options)
 
     def range(self, name: str, part: dict[str, Any]) -> Range:
         own: Range = self.section(f"design.ranges.{name}", Range, part)

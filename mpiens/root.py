@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +18,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import (
+    confirm,
     growth,
     journal,
+    ledger,
     model,
     provenance,
+    scoring,
     shelf,
     steps,
     store,
     streams,
+    study,
     summary,
 )
 from mpiens.aggregation import Aggregation
+from mpiens.calibration import Calibration
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import Fault, SpecError, place
 from mpiens.layout import DONE, FAILED, PENDING, Layout
+from mpiens.ledger import Ledger
 from mpiens.lock import Lock
 from mpiens.outcome import Batch, Failure, StepResult, Tasks
 from mpiens.progress import Tally, format_seconds, show_progress
-from mpiens.reader import locate_faults, read
+from mpiens.reader import decode, locate_faults, read
 from mpiens.row import Described, Row, settle
 from mpiens.shard import Shard, default_file
 from mpiens.shelf import Shelf
 from mpiens.spec import Spec, Step, to_text
 from mpiens.store import PARTIAL, Store
+from mpiens.study import Study
 from mpiens.workqueue import Ending, Gate
 
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
@@ -57,6 +64,8 @@ class Request:
     retry_failed: bool = False
     accept_model_change: bool = False
     shard: Shard | None = None
+    text: str | None = None  # a spec in JSON that stands for that in the file
+    fit: Spec | None = None  # of the calibration that it confirms
 
     @property
     def file(self) -> Path:
@@ -120,6 +129,7 @@ class Root:
         self._trouble: OSError | None = None
         self._shelf: Shelf | None = None
         self._aggregation: Aggregation | None = None
+        self._calibration: Calibration | None = None
 
     @property
     def row(self) -> Row | None:
@@ -175,9 +185,12 @@ class Root:
             self._store.close()
             self._store = None
         reading = read(request.spec)
+        if request.text is not None:
+            reading = decode(request.text, request.spec, is_json=True)
         faults = list(reading.faults)
         if reading.spec is not None:
             spec = reading.spec
+            faults += locate_faults(self._check_calibration(spec), request.spec)
             try:
                 signature = ask_child(lambda: steps.inspect_all(spec), self._look)
             except SpecError as error:
@@ -187,6 +200,7 @@ class Root:
         self._spec = reading.spec
         self._code = signature.code
         self._aggregate_code = signature.aggregate_code
+        self._target_code = signature.target_code
         self._parameters = model.fill_parameters(self._spec, signature)
         costs = model.hint_costs(self._spec, self._parameters)
         self._costs = None if costs is None else np.array(costs)
@@ -254,8 +268,52 @@ class Root:
         del rank
         scenario = self._spec.scenario_of(result.task)
         self._shelved.put(self._key(scenario), result.data)
-        self._spend(np.array([result.task]), np.array([result.seconds]))
-        self._running.busy += result.seconds
+        self.spend(result.task, result.seconds)
+
+    def spend(self, number: int, seconds: float) -> None:
+        """Enter what a step has taken."""
+        self._spend(np.array([number]), np.array([seconds]))
+        self._running.busy += seconds
+
+    def head(self, line: Callable[[], str]) -> None:
+        """Show what a line says with whatever is shown of progress."""
+        self._running.headline = line
+
+    @property
+    def file(self) -> Store | None:
+        """The file, once it has been laid down."""
+        return self._store
+
+    def calibration(self) -> Calibration | None:
+        """Return what deals a calibration's trials, if the spec asks for one.
+
+        Trials of a journal without a file are begun anew: nothing of them is kept.
+        """
+        if self._spec.calibrate is None:
+            return None
+        if self._store is None:
+            study.clear(self._request.file)
+        request = self._request
+        owner = self._find_owner(self._store)
+        own = Study(self._spec, request.file, request.spec.stem, owner)
+        self._calibration = Calibration(self._spec, self, own, self._ranks)
+        return self._calibration
+
+    def follow(self) -> Request | None:
+        """Return what is to be run once this is complete, if anything is."""
+        request = self._request
+        if self._spec.calibrate is None:
+            return None
+        trials = Ledger.of(Store(request.file))
+        if (spec := confirm.make_spec(trials, self._spec)) is None:
+            return None
+        return dataclasses.replace(
+            request,
+            spec=request.spec.absolute(),
+            output=confirm.place_of(request.file),
+            text=spec.to_json(),
+            fit=self._spec,
+        )
 
     def inputs(self, scenario: int) -> bytes:
         """Return what has been prepared for a scenario."""
@@ -273,7 +331,12 @@ class Root:
         shard = self._request.shard
         if shard is not None and not shard.owns(np.array(failure.task)):
             return
-        failure = dataclasses.replace(failure, text=self._describe(failure))
+        self.keep_failure(
+            dataclasses.replace(failure, text=self._describe(failure)), rank
+        )
+
+    def keep_failure(self, failure: Failure, rank: int) -> None:
+        """Keep a failed task as it is told."""
         if self._store is None:
             self._early.append((failure, rank))
         else:
@@ -305,6 +368,8 @@ class Root:
     def ends(self, ending: Ending | None) -> bool:
         """Whether the run ends before its file is complete."""
         self._ending = ending
+        if ending is Ending.COMPLETE and self._calibration is not None:
+            self._file.leave_out(np.flatnonzero(self._file.status == PENDING))
         return ending is not Ending.COMPLETE
 
     def pause(self) -> int:
@@ -365,12 +430,21 @@ class Root:
         closing = {
             "spec": self._spec.to_json(),
             "model_code": self._code,
+            "target_code": self._target_code,
             **(self._aggregation.finish() if self._aggregation else {}),
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
         complete(file, self._request.file, closing)
         shelf.clear(self._partial)
         tally = self._tally
+        if self._calibration is not None:
+            print(
+                f"mpiens: {self._calibration.headline()}, {failed} tasks failed, "
+                f"in {format_seconds(tally.elapsed())} on {self._ranks} ranks, "
+                f"{100 * tally.utilisation():.0f}% busy; {self._request.file}",
+                file=sys.stderr,
+            )
+            return SOME_FAILED if failed else COMPLETE
         print(
             f"mpiens: {tally.total:,} tasks, {failed} failed, "
             f"in {format_seconds(tally.elapsed())} on {self._ranks} ranks: "
@@ -381,6 +455,22 @@ class Root:
         if aggregates := closing.get("aggregates_failed"):
             print(f"mpiens: {aggregates} aggregates failed", file=sys.stderr)
         return SOME_FAILED if failed or aggregates else COMPLETE
+
+    def _find_owner(self, file: Store | None) -> str:
+        """Return what marks the trials of our file in a study: it keeps its own."""
+        known = file.attributes.get("study_owner") if file is not None else None
+        return str(known or study.make_owner(self._request.file))
+
+    def _check_calibration(self, spec: Spec) -> list[Fault]:
+        """Return what can be known to be wrong with a calibration before it begins."""
+        faults = [*study.find_faults(spec)]
+        if spec.calibrate is not None and self._request.shard is not None:
+            text = "does not go with [calibrate]; give jobs one storage instead, and "
+            faults.append(Fault("--shard", f"{text}a file each"))
+        if spec.calibrate is not None and self._request.retry_failed:
+            text = "does not go with [calibrate], whose failed trials have been told; "
+            faults.append(Fault("--retry-failed", f"{text}raise trials instead"))
+        return faults
 
     def _describe(self, failure: Failure) -> str:
         """Return the text of a failure: where, with what, how often, and why."""
@@ -452,6 +542,7 @@ class Root:
         if fresh and not again:
             begun.unlink(missing_ok=True)
             shelf.clear(begun)
+            study.clear(complete)
         old: Store | None = None
         if complete.exists() and not fresh:
             old = Store(complete)
@@ -498,6 +589,9 @@ class Root:
             text = f"its code has changed since {old.path} was begun; "
             text += "use --accept-model-change to go on all the same, or --fresh"
             faults.append(Fault(place(*self._spec.model_key), text))
+        if old.attributes.get("target_code", "") != self._target_code:
+            text = f"has changed its data or losses since {old.path} was begun{ways}"
+            faults.append(Fault(place("calibrate", "targets"), text))
         if before.shard != self._request.shard:
             what = f"is shard {before.shard}" if before.shard else "is no shard"
             faults.append(Fault("", f"{old.path} {what}{ways}"))
@@ -515,14 +609,22 @@ class Root:
         """Lay down a partial file, with the rows of an older one where there is one."""
         if row is None and old is not None:
             row = _renew(old.layout.row, self._spec)
-        spec_file = self._request.spec
+        request = self._request
+        spec_file = request.spec
         opening = provenance.opening(spec_file, self._spec.folder, self._code)
+        opening["target_code"] = self._target_code
+        if self._spec.calibrate is not None:
+            opening["study_owner"] = self._find_owner(old)
         shard = self._request.shard
-        layout = Layout(self._spec, self._parameters, row or Row(()), shard)
+        row = row or Row(())
+        observed = scoring.lay_out(request.fit or self._spec, row)
+        layout = Layout(self._spec, self._parameters, row, shard, observed=observed)
         new = store.lay_down(self._partial, layout, opening, look=look)
         if old is not None:
             fresh = Store(new, writable=True)
             fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec), look)
+            if self._spec.calibrate is not None:
+                ledger.copy(old, fresh)
             fresh.sync()
             fresh.close()
         store.replace(new, self._partial)

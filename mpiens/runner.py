@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +58,10 @@ from mpiens.outcome import (
 )
 from mpiens.program import ProgramError, forget
 from mpiens.row import Row, as_bytes, checksum, describe
-from mpiens.spec import Spec
+from mpiens.spec import Spec, Step
 from mpiens.steps import Steps
 from mpiens.streams import Stream
+from mpiens.trial import make_streams
 
 Send = Callable[[int, bytes], None]
 TAIL = 64 << 10  # bytes kept of what a model prints
@@ -169,9 +170,12 @@ class Executor:
         """Run a range of tasks, or of scenarios' steps."""
         numbers = tasks.tolist()
         batch = _Packer(self._row, len(tasks), self._send) if self._row else None
-        for task, stream in zip(numbers, streams.of(self._spec, numbers), strict=True):
-            step, scenario = self._spec.step_of(task)
-            given = inputs.get(scenario, b"")
+        made: Iterator[Stream | None] = streams.of(self._spec, numbers)
+        if self._spec.calibrate is not None:
+            made = make_streams(self._spec, numbers, inputs)
+        for task, stream in zip(numbers, made, strict=True):
+            step, _ = self._spec.step_of(task)
+            given = inputs.get(self._spec.input_of(task), b"")
             start = time.perf_counter()
             try:
                 returned = self._call(task, stream, given)
@@ -192,7 +196,7 @@ class Executor:
         if batch is not None:
             batch.flush()
 
-    def _call(self, task: int, stream: Stream, given: bytes) -> Any:
+    def _call(self, task: int, stream: Stream | None, given: bytes) -> Any:
         """Run one task, be it in a fork that ends with all the model leaves behind."""
 
         step, scenario = self._spec.step_of(task)
@@ -200,6 +204,10 @@ class Executor:
         def act() -> Any:
             self._watch.begin(task)
             try:
+                if step is Step.SCORE:
+                    return self._steps.score(given)
+                if stream is None:
+                    raise RuntimeError("only what is scored has no stream")
                 if step is not None:
                     return self._steps.run(step, scenario, stream, given)
                 return self.model.run(task, stream, given)

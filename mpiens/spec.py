@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
+from mpiens.calibrate import Calibrate
 from mpiens.cube import cross
 from mpiens.design import POINT, Design
 from mpiens.fault import place
@@ -26,17 +27,23 @@ INJECTED = ("rng", "seed", "shared", "scenario", "replicate", "prepared")
 RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
     *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
+    *("trial", "trials", "observed"),
 )
 DEFAULT_SCENARIO = "default"
+TRIAL = "trial"  # what the scenarios of a calibration are named by: trial=17
 RAGGED = "*"  # a dimension whose length differs from replicate to replicate
 _STRICT = {"extra": "forbid", "strict": True}
 
 
 class Step(IntEnum):
-    """What is run once per scenario, before its replicates or after them."""
+    """What is run once per scenario, before its replicates or after them.
+
+    A calibration's trials are scored: of that step there is one per trial.
+    """
 
     PREPARE = 0
     AGGREGATE = 1
+    SCORE = 2
 
 
 @dataclass(frozen=True)
@@ -191,12 +198,18 @@ class Spec:
     zips: tuple[tuple[str, ...], ...] = ()
     excluded: tuple[Mapping[str, Value], ...] = ()
     design: Design | None = None
+    calibrate: Calibrate | None = None
     # the bases that came from [scenarios] file: what is wrong in them is told once
     filed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @cached_property
     def scenarios(self) -> tuple[Scenario, ...]:
-        """The named scenarios crossed with the sweep and the design, in order."""
+        """The named scenarios crossed with the sweep and the design, in order.
+
+        Those of a calibration are its trials crossed with the named scenarios.
+        """
+        if self.calibrate is not None:
+            return tuple(self._name_trials(self.calibrate.trials))
         cube = [*cross(self.sweep, self.zips, self.excluded)]
         points = [*_name_points(self.design)]
         bases: dict[str | None, Mapping[str, Value]] = dict(self.bases.items())
@@ -221,6 +234,7 @@ class Spec:
             found |= {self.place_own(base, name): name for name in own}
         if self.design is not None:
             found |= {self.design.place(name): name for name in self.design.points}
+        found |= {place(f"calibrate.parameters.{n}"): n for n in self.calibrated}
         yield from found.items()
 
     def place_own(self, base: str, name: str) -> str:
@@ -243,6 +257,16 @@ class Spec:
     def model_key(self) -> tuple[str, str]:
         """Section and key of the spec that name the model."""
         return ("model", "command") if self.model.command else ("ensemble", "model")
+
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """The parameters that every trial of a calibration is given anew."""
+        return tuple(self.calibrate.parameters) if self.calibrate else ()
+
+    @property
+    def per_trial(self) -> int:
+        """How many scenarios a trial of a calibration has."""
+        return max(1, len(self.bases))
 
     @property
     def replicates(self) -> int:
@@ -282,6 +306,19 @@ class Spec:
         """Return the scenario of a task or step."""
         return self.step_of(number)[1]
 
+    def trial_of(self, number: int) -> int:
+        """Return the trial of a calibration's task, or of its scoring."""
+        step, index = self.step_of(number)
+        return index // self.per_trial if step is None else index
+
+    def input_of(self, number: int) -> int:
+        """Return the key of what a task or step is given: that of its scenario.
+
+        What a trial is scored by has keys of its own, beyond those of the scenarios.
+        """
+        step, index = self.step_of(number)
+        return index + len(self.scenarios) if step is Step.SCORE else index
+
     def step_of(self, number: int) -> tuple[Step | None, int]:
         """Return (step, scenario) of a number that the queue deals; None for a task."""
         if number < self.tasks:
@@ -319,6 +356,7 @@ class Spec:
             "aggregate": _write_aggregate(self.aggregate) if self.aggregate else {},
             "bands": _drop_none(self.bands),
             "limits": _drop_none(self.limits),
+            "calibrate": self.calibrate.document() if self.calibrate else {},
         }
         if self.zips:
             parts["sweep"]["zip"] = [list(group) for group in self.zips]
@@ -326,9 +364,26 @@ class Spec:
             parts["sweep"]["exclude"] = [dict(entry) for entry in self.excluded]
         return {name: part for name, part in parts.items() if part}
 
+    def _name_trials(self, trials: int) -> Iterator[Scenario]:
+        """Yield the scenarios of a calibration; what is sampled is not known yet."""
+        bases: dict[str | None, Mapping[str, Value]] = dict(self.bases.items())
+        for number in range(trials):
+            for base, own in (bases or {None: {}}).items():
+                yield Scenario(
+                    name=name_trial(number, base),
+                    base=base,
+                    axes={},
+                    parameters={**self.parameters, **own},
+                )
+
     def to_json(self) -> str:
         """Return the effective spec as JSON, which is a spec again."""
         return json.dumps(self.document(), default=_encode_date, indent=1)
+
+
+def name_trial(number: int, base: str | None) -> str:
+    """Return the name of a trial's scenario, such as ``trial=17,masks``."""
+    return f"{TRIAL}={number}" if base is None else f"{TRIAL}={number},{base}"
 
 
 def to_text(value: Value) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpiens import scoring
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.model import (
     KEYWORD,
@@ -28,6 +29,7 @@ from mpiens.model import (
 )
 from mpiens.pool import make_pool
 from mpiens.row import Row, to_array
+from mpiens.scoring import Scorer
 from mpiens.spec import INJECTED, Aggregate, Scenario, Spec, Step
 from mpiens.streams import Stream
 
@@ -49,6 +51,7 @@ class Steps:
         if spec.prepare is not None:
             where = place("prepare", "call")
             self._prepare = find(spec.prepare.call, spec.folder, where)
+        self._scorer = Scorer(spec) if spec.calibrate is not None else None
         if spec.aggregate is not None:
             self._target = read_target(spec)
             if spec.aggregate.call is not None:
@@ -65,6 +68,16 @@ class Steps:
             name = step.name.lower()
             text = f"[{name}] returned what cannot be pickled: {error}"
             raise TypeError(text) from error
+
+    def score(self, given: bytes) -> bytes:
+        """Return a trial's loss of every target, pickled.
+
+        It is given the rows of its scenarios' replicates that are done.
+        """
+        if self._scorer is None:
+            raise RuntimeError("there is no [calibrate]")
+        row, scenarios = pickle.loads(given)
+        return pickle.dumps(self._scorer.score([unpack(row, s) for s in scenarios]))
 
     def _run_prepare(self, scenario: Scenario, stream: Stream, given: bytes) -> Any:
         del given
@@ -134,9 +147,12 @@ def inspect_all(spec: Spec) -> Signature:
         faults += error.faults
     faults += _check_prepare(spec)
     faults += _check_aggregate(spec)
+    faults += scoring.find_faults(spec)
     if found is None or faults:
         raise SpecError(faults)
-    return replace(found, aggregate_code=_hash_aggregate(spec))
+    return replace(
+        found, aggregate_code=_hash_aggregate(spec), target_code=_hash_targets(spec)
+    )
 
 
 def inspect_aggregate(spec: Spec) -> str:
@@ -159,6 +175,13 @@ def _hash_aggregate(spec: Spec) -> str:
     parts += [read_source(call, spec.folder)] if call else []
     parts += [(Path(spec.folder) / target).read_bytes()] if target else []
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _hash_targets(spec: Spec) -> str:
+    """Return a hash of what trials are scored by: data, and functions of the user's."""
+    if spec.calibrate is None:
+        return ""
+    return hashlib.sha256(b"".join(scoring.read_sources(spec))).hexdigest()
 
 
 def read_target(spec: Spec) -> Target | None:

@@ -35,6 +35,7 @@ from mpiens.layout import (
     UNUSED,
     Dataset,
     Layout,
+    Series,
 )
 from mpiens.outcome import Batch, Failure
 from mpiens.reader import decode
@@ -111,6 +112,10 @@ class Store:
             raise ValueError(f"{path} has shape {place.shape}, not {values.shape}")
         self._write(np.ascontiguousarray(values, place.dtype), place.offset)
 
+    def write_entry(self, path: str, index: int, value: Any) -> None:
+        """Write one entry of a dataset of one dimension."""
+        self._write_tasks(path, index, np.array([value], self._places[path].dtype))
+
     def read_scenario(self, path: str, scenario: int) -> NDArray[Any]:
         """Read one scenario's part of a dataset."""
         place = self._places[path]
@@ -178,6 +183,11 @@ class Store:
         """Call tasks pending again."""
         for task in tasks.tolist():
             self._set_status(task, 1, PENDING)
+
+    def leave_out(self, tasks: NDArray[np.int64]) -> None:
+        """Call tasks unused: they are not to be run."""
+        for task in tasks.tolist():
+            self._set_status(task, 1, UNUSED)
 
     def row(self, task: int) -> NDArray[np.void]:
         """Read the row of one task; shape (1,)."""
@@ -263,9 +273,13 @@ class Store:
     def digest(self) -> str:
         """Return the SHA-256 of what the answer is, as 64 lowercase hex digits."""
         whole = hashlib.sha256()
-        entered = ("/scenario", "/level", "/parameters/", "/bands/", "/summary/")
+        entered = (
+            *("/scenario", "/level", "/parameters/", "/bands/", "/summary/"),
+            *("/aggregate/", "/tasks/status"),
+            *("/trials/state", "/trials/stream", "/trials/loss", "/trials/target/"),
+        )
         for dataset in self.layout.datasets():
-            if dataset.path.startswith((*entered, "/aggregate/", "/tasks/status")):
+            if dataset.path.startswith(entered):
                 _enter(whole, dataset.path, dataset.dims, dataset.dtype, dataset.shape)
                 if dataset.data is not None:
                     whole.update(json.dumps(dataset.data.tolist()).encode())
@@ -459,7 +473,7 @@ def _create(file: h5py.File, dataset: Dataset) -> None:
         kind = h5py.h5t.py_create(dtype, logical=True)
         identifier = h5py.h5d.create(group.id, name, kind, space, plist)
         item = h5py.Dataset(identifier)
-        if dataset.fill is not None:
+        if dataset.fill is not None and dtype.kind != "S":
             item.attrs["_FillValue"] = np.array(dataset.fill, dtype)
     for attribute, value in dataset.attributes.items():
         item.attrs[attribute] = value
@@ -538,7 +552,11 @@ def _read_layout(file: h5py.File) -> Layout:
     told = file.attrs.get("shard")
     shard = Shard.parse(told) if told else None
     own = {n: parameters[n] for n in order}
-    return Layout(spec, own, Row(outputs), shard, aggregates)
+    observed = {
+        name: Series(item.attrs["output"], item[...], item.attrs.get("scenario"))
+        for name, item in file.get("observed", {}).items()
+    }
+    return Layout(spec, own, Row(outputs), shard, aggregates, observed)
 
 
 def _write_outputs(outputs: tuple[Output, ...]) -> str:

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
+from mpiens.fit import Fit, tell_coverage
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.row import Output
+from mpiens.spec import Step
 from mpiens.store import Store
 
 Floats = NDArray[np.float64]
@@ -79,6 +81,7 @@ class Table:
         self._total = int((store.status != UNUSED).sum())
         self._done = store.status.reshape(shape) == DONE
         self._failed = store.status.reshape(shape) == FAILED
+        self._fit = Fit(store) if store.layout.spec.calibrate else None
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -105,6 +108,8 @@ class Table:
                 for index, entry in enumerate(self.entries)
             ],
         }
+        if self._fit is not None:
+            document["calibration"] = self._fit.document()
         return json.dumps(_finite(document), indent=1)
 
     def _nest_aggregates(self, index: int) -> dict[str, Any]:
@@ -125,6 +130,11 @@ class Table:
             force_terminal=width is not None,
             width=width or 200,  # a log does not fold lines
         )
+        if self._fit is not None:
+            console.print(self._fit.draw())
+            for text in [*self._fit.remarks(), *self._remarks()]:
+                console.print(text, soft_wrap=True, markup=False)
+            return
         shown = [*itertools.islice(self._make_entries(), SCENARIOS_SHOWN)]
         for output, kind in self._layout.summaries():
             console.print(self._draw(shown, output, kind))
@@ -192,7 +202,10 @@ class Table:
         attributes = self._store.attributes
         done, failed = int(self._done.sum()), int(self._failed.sum())
         total = self._total
-        if (rest := len(self._layout.spec.scenarios) - SCENARIOS_SHOWN) > 0:
+        if self._layout.spec.calibrate is None:
+            yield from tell_coverage(self._store) if self.digest else ()
+        rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
+        if rest > 0 and self._fit is None:
             yield f"and {rest:,} scenarios more: mpiens show --csv has them all"
         if self._layout.shard:
             yield f"shard {self._layout.shard}: mpiens merge joins it with the others"
@@ -202,7 +215,9 @@ class Table:
         for task, text in list(self._store.failures())[:FAILURES_SHOWN]:
             step, scenario = spec.step_of(task)
             replicate = task % spec.replicates
-            what = f"replicate {replicate}" if step is None else "aggregate"
+            what = f"replicate {replicate}" if step is None else step.name.lower()
+            if step is Step.SCORE:
+                scenario *= spec.per_trial
             why = text.partition(PRINTED)[0]  # the exception stands last in it
             last = [line for line in why.strip().splitlines() if line][-1]
             name = spec.scenarios[scenario].name

@@ -24,6 +24,7 @@ from mpiens.reader import read
 from mpiens.row import Row, settle
 from mpiens.runner import BATCH, DESCRIBE, FAILURE, STEP, Executor, Watch
 from mpiens.spec import Spec, Step
+from mpiens.trial import make_example
 
 SAME, UNLIKE = 0, 3
 Rows = list[NDArray[np.void]]
@@ -100,6 +101,8 @@ def run_in_turn(spec: Spec, numbers: list[int]) -> Rows:
     prepared: dict[int, bytes] = {}
     for number in numbers:
         scenario = spec.scenario_of(number)
+        if spec.calibrate is not None:
+            prepared[scenario] = pickle.dumps(make_example(spec))
         if spec.prepare is not None and scenario not in prepared:
             step = spec.step(Step.PREPARE, scenario)
             executor.execute(np.array([step]), 1, {})

@@ -63,6 +63,20 @@ class Sink(Protocol):
         """Called often, for progress; whether the run is hopeless and should end."""
 
 
+class Source(Protocol):
+    """Where the manager gets tasks that are not known when it begins."""
+
+    @property
+    def over(self) -> bool:
+        """Whether no more will come, and none is waited for."""
+
+    def more(self, tasks: int, *, begin: bool) -> tuple[list[int], list[int]]:
+        """Return what else is to be run: before all that is pending, and after it.
+
+        ``tasks`` are dealt or pending; nothing new is begun where time is short.
+        """
+
+
 class SilentRank(RuntimeError):  # noqa: N818  (it is news, not an error)
     """A rank does not answer, and nobody could end it."""
 
@@ -211,6 +225,7 @@ class Manager:
     claims: list[list[int]]  # by rank: tasks dealt by a manager before this one
     scouts: Tasks | None = None  # those that may settle the layout, if not the pending
     gate: Gate | None = None
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
@@ -225,6 +240,7 @@ class Manager:
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
         self.deadline = self.watch.deadline
         self.trouble: OSError | None = None
+        self._short_of_time = False  # some tasks have been left out
         self._stopping = False  # the others have been told, and may be gone
         self._described: dict[int, Described] = {}
         scouts = self.pending if self.scouts is None else self.scouts
@@ -246,10 +262,15 @@ class Manager:
         if self.row is not None:
             self._settle(self.row)
         self._scout()
+        self._restock()  # before any news: some of it may be of what comes here
         while unsent:
             news = memoryview(unsent.pop())
             self._hear(0, news[0], news[1:])
-        while (ending := self._judge()) is None:
+        while True:
+            self._deal()  # before more is asked for, which may take a while
+            self._restock()
+            if (ending := self._judge()) is not None:
+                break
             self._deal()
             self._turn(backoff)
         self._stopping = True
@@ -265,9 +286,36 @@ class Manager:
         self.comm.flush()
         return ending
 
+    def _is_sated(self) -> bool:
+        """Whether no more tasks will come from anywhere."""
+        return self.source is None or self.source.over
+
+    def _count_open(self) -> int:
+        """Return how many tasks are dealt or pending, but for those that are held."""
+        held = sum(rank.held for rank in self._ranks) if self.row is None else 0
+        return len(self._open) - held
+
+    def _restock(self) -> None:
+        """Take what more there is to be run, unless dealing is about to end."""
+        if self.source is None or self.trouble is not None or self.deadline.asked:
+            return
+        try:
+            tasks, begin = self._count_open(), not self._short_of_time
+            urgent, rest = self.source.more(tasks, begin=begin)
+            new = [t for t in rest if t not in self._claimed]
+            first = [t for t in urgent if t not in self._claimed]
+            self._open.update(urgent, rest)
+            parts = np.array(first, np.int64), self.pending, np.array(new, np.int64)
+            self.pending = np.concatenate(parts)
+            if self.row is None and (rest or not self._open):
+                self._undecided.extend(rest)
+                self._decide()
+        except OSError as error:
+            self.trouble = error
+
     def _judge(self) -> Ending | None:
         """Return how dealing has ended, or None while it goes on."""
-        if not self._open and self.row is not None:
+        if not self._open and self.row is not None and self._is_sated():
             return Ending.COMPLETE
         if self.trouble is not None:
             return Ending.STOPPED
@@ -406,7 +454,7 @@ class Manager:
                 self._settle(self.sink.settle(described))
             self._undecided.popleft()
             self._scout()
-        if self.row is None:
+        if self.row is None and self._is_sated():
             self._settle(self.sink.settle(None))
 
     def _scout(self) -> None:
@@ -450,7 +498,9 @@ class Manager:
         if self.deadline.remaining() is not None and self._too_long().any():
             if self.deadline.doubt():
                 return False
-            self.pending = self.pending[~self._too_long()]  # by what is known now
+            long = self._too_long()  # by what is known now
+            self._short_of_time |= bool(long.any())
+            self.pending = self.pending[~long]
         return True
 
     def _too_long(self) -> NDArray[np.bool_]:

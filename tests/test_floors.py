@@ -16,23 +16,37 @@ import mpiens
 # From the ground up; a module imports only what stands before it.
 FLOORS = {
     "ground": [
-        *("fault", "expression", "cube", "design", "spec", "points", "bands", "pool"),
-        *("checks", "reader", "streams", "row"),
-        *("outcome", "shard", "layout", "growth", "inquiry", "deadline", "progress"),
+        *("fault", "expression", "cube", "design", "calibrate"),
+        *("spec", "points", "bands", "pool"),
+        *("checks", "reader", "streams", "row", "observed", "loss"),
+        *(
+            "outcome",
+            "trial",
+            "shard",
+            "layout",
+            "growth",
+            "inquiry",
+            "deadline",
+            "progress",
+        ),
         *("allocation", "provenance"),
     ],
     "seams": [
         *("farewell", "mpi", "child", "extract", "memfile", "program", "model"),
-        *("steps", "runner"),
+        *("scoring", "steps", "runner", "study"),
     ],
     "tools": [
         *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
-        "store",
+        *("store", "ledger"),
     ],
     "stories": [
         *(
             "summary",
             "aggregation",
+            "calibration",
+            "confirm",
+            "fit",
+            "trials",
             "plan",
             "foreground",
             "twice",
@@ -49,7 +63,7 @@ FLOORS = {
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
-HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray")
+HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray", "optuna")
 
 
 def parse(file: Path) -> ast.Module:

@@ -1,0 +1,278 @@
+"""What [calibrate] says: what is varied, what is fitted, how, and until when."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from mpiens.fault import Fault, nearest, place
+
+SAMPLER = "TPE"
+_STRICT = {"extra": "forbid", "strict": True}
+_Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a calibrated parameter may lie: between two ends, or among choices."""
+
+    __pydantic_config__ = _STRICT
+    low: int | float | None = None
+    high: int | float | None = None
+    scale: Literal["linear", "log", "logit", "integer"] = "linear"
+    step: int | float | None = None
+    choices: tuple[_Scalar, ...] | None = None
+
+    def faults(self, section: str) -> Iterator[Fault]:
+        """Yield what is wrong with it; ``section`` is what it stands in."""
+        if self.choices is not None:
+            for key in ("low", "high", "step"):
+                if getattr(self, key) is not None:
+                    text = "cannot go with choices; drop either"
+                    yield Fault(place(section, key), text)
+            if not self.choices:
+                way = 'give values, such as ["open", "closed"]'
+                yield Fault(place(section, "choices"), f"is empty; {way}")
+            return
+        sound = True
+        for key in ("low", "high"):
+            if (wrong := self._judge(key, getattr(self, key))) is not None:
+                yield Fault(place(section, key), wrong)
+                sound = False
+        if sound and not self.ends[0] < self.ends[1]:
+            text = f"{self.low} is not below high = {self.high}; a range rises"
+            yield Fault(place(section, "low"), text)
+        yield from self._check_step(section)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends."""
+        if self.low is None or self.high is None:
+            raise ValueError("choices have no ends")
+        return self.low, self.high
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in it."""
+        if self.choices is not None:
+            return any(_is_same(value, choice) for choice in self.choices)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (self.scale == "integer" and value != int(value)):
+            return False
+        return bool(self.ends[0] <= value <= self.ends[1])
+
+    def inwards(self, value: Any) -> Any:
+        """Return a value as the sampler knows it: a share as its logit."""
+        return math.log(value / (1 - value)) if self.scale == "logit" else value
+
+    def outwards(self, value: Any) -> Any:
+        """Return a value of the sampler's as the model is given it."""
+        if self.scale != "logit":
+            return value
+        low, high = self.ends
+        return min(max(1 / (1 + math.exp(-value)), low), high)
+
+    @property
+    def example(self) -> Any:
+        """A value that stands in where none is known yet."""
+        if self.choices is not None:
+            return self.choices[0]
+        low, high = self.ends
+        if self.scale == "integer":
+            return int(low)
+        if self.scale == "log":
+            return math.sqrt(low) * math.sqrt(high)
+        return (low + high) / 2
+
+    def describe(self) -> str:
+        """Return it as one reads it aloud."""
+        if self.choices is not None:
+            return ", ".join(str(choice) for choice in self.choices)
+        scale = f", {self.scale}" if self.scale != "linear" else ""
+        step = f", step {self.step}" if self.step is not None else ""
+        return f"{self.low} to {self.high}{scale}{step}"
+
+    def _judge(self, key: str, end: float | None) -> str | None:
+        if end is None:
+            return "is missing; a parameter has low and high, or choices"
+        if not math.isfinite(end):
+            return f"{end} is no end of a range; give a finite one"
+        if self.scale == "integer" and end != int(end):
+            return f'{end} is no integer, and scale = "integer" wants such ends'
+        if self.scale == "log" and key == "low" and end <= 0:
+            return f'{end} has no logarithm; scale = "log" needs low above 0'
+        if self.scale == "logit" and not 0 < end < 1:
+            return f'{end} has no logit; scale = "logit" needs ends within 0 and 1'
+        return None
+
+    def _check_step(self, section: str) -> Iterator[Fault]:
+        where = place(section, "step")
+        if self.step is None:
+            return
+        if self.scale in ("log", "logit"):
+            text = f'goes with no scale = "{self.scale}"; drop either'
+            yield Fault(where, text)
+        elif not self.step > 0:
+            yield Fault(where, f"{self.step} should be above 0")
+        elif self.scale == "integer" and self.step != int(self.step):
+            yield Fault(where, f'{self.step} is no integer, and scale = "integer" is')
+
+
+@dataclass(frozen=True)
+class Target:
+    """An observed series, and how far the model's output is from it."""
+
+    __pydantic_config__ = _STRICT
+    output: str
+    data: str
+    column: str
+    index: str | None = None  # the output's first dimension, where that has a name
+    loss: str = "mse"
+    weight: Annotated[float, Ge(0)] = 1.0
+    scenario: str | None = None  # else every scenario is scored, and losses add up
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own_loss(self) -> bool:
+        """Whether the loss is a function of the user's."""
+        return ":" in self.loss
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What proposes parameters: one of Optuna's, by name, and its options."""
+
+    __pydantic_config__ = _STRICT
+    name: str = SAMPLER
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When no further trial is asked for, though there may be some left."""
+
+    __pydantic_config__ = _STRICT
+    seconds: Annotated[float, Gt(0)] | None = None
+    patience: Annotated[int, Ge(1)] | None = None
+    loss_below: float | None = None
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """The ensemble that is run of the best parameters, once all trials are over."""
+
+    __pydantic_config__ = _STRICT
+    replicates: Annotated[int, Ge(1)]
+    top: Annotated[int, Ge(1)] = 1
+    posterior: bool = False
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """A calibration: trials of parameters, each scored against every target."""
+
+    __pydantic_config__ = _STRICT
+    trials: Annotated[int, Ge(1)]
+    mode: Literal["parallel", "batched"] = "parallel"
+    in_flight: Annotated[int, Ge(1)] | None = None
+    ordered: bool = False
+    storage: str | None = None
+    study: str | None = None
+    objectives: Literal["sum", "targets"] = "sum"
+    failed: Literal["fail", "drop"] = "fail"
+    sampler: Sampler = field(default_factory=Sampler)
+    stop: Stop = field(default_factory=Stop)
+    enqueue: tuple[Mapping[str, Any], ...] = ()
+    parameters: Mapping[str, Domain] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    confirm: Confirm | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with it, as far as it knows itself."""
+        where = "calibrate"
+        if not self.parameters:
+            text = "is missing; write [calibrate.parameters.NAME] with low and high"
+            yield Fault(place(where, "parameters"), text)
+        if not self.targets:
+            text = "is missing; write [calibrate.targets.NAME] with output and data"
+            yield Fault(place(where, "targets"), text)
+        for name, domain in self.parameters.items():
+            yield from domain.faults(f"calibrate.parameters.{name}")
+        if self.ordered and self.in_flight is None:
+            text = "is missing, and ordered = true needs it: what keeps all ranks busy "
+            text += "would differ with their number; give in_flight = 8, say"
+            yield Fault(place(where, "in_flight"), text)
+        if self.ordered and self.storage is not None:
+            text = "is shared by jobs, whose order is nobody's; drop it, or ordered"
+            yield Fault(place(where, "storage"), text)
+        if self.objectives == "targets":
+            for key in ("patience", "loss_below"):
+                if getattr(self.stop, key) is not None:
+                    text = 'needs one loss, and objectives = "targets" has several'
+                    yield Fault(place("calibrate.stop", key), text)
+        yield from self._check_enqueued()
+
+    def find_inner(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters as the sampler knows them."""
+        return {n: self.parameters[n].inwards(v) for n, v in parameters.items()}
+
+    def total(self, losses: Mapping[str, float]) -> float:
+        """Return the weighted sum of the targets' losses."""
+        return math.fsum(self.targets[n].weight * v for n, v in losses.items())
+
+    def document(self) -> dict[str, Any]:
+        """Return the section as the user writes it."""
+        parts = _given(self)
+        parts["sampler"] = {"name": self.sampler.name, **self.sampler.options}
+        parts["stop"] = _given(self.stop)
+        parts["enqueue"] = [dict(one) for one in self.enqueue]
+        parts["parameters"] = {n: _given(own) for n, own in self.parameters.items()}
+        parts["targets"] = {
+            name: {k: v for k, v in _given(own).items() if k != "options"}
+            | dict(own.options)
+            for name, own in self.targets.items()
+        }
+        parts["confirm"] = _given(self.confirm) if self.confirm else {}
+        return {key: part for key, part in parts.items() if part not in ({}, [])}
+
+    def describe(self) -> Iterator[str]:
+        """Yield what ``mpiens check`` says of it, a line for each thing to know."""
+        order = "in order" if self.ordered else "in the order of arrival"
+        flight = f"{self.in_flight} in flight" if self.in_flight else "all ranks busy"
+        how = f"{self.mode}, {flight}, told {order}"
+        yield f"calibration: {self.trials:,} trials, {how}"
+        yield f"sampler: {self.sampler.name}"
+        for name, domain in self.parameters.items():
+            yield f"parameter {name}: {domain.describe()}"
+        for name, target in self.targets.items():
+            what = f"{target.output} against {target.column} of {target.data}"
+            yield f"target {name}: {what}, {target.loss}, weight {target.weight:g}"
+
+    def _check_enqueued(self) -> Iterator[Fault]:
+        where = place("calibrate", "enqueue")
+        for number, one in enumerate(self.enqueue):
+            for name, value in one.items():
+                domain = self.parameters.get(name)
+                if domain is None:
+                    hint = nearest(name, self.parameters)
+                    text = f"{name!r} of entry {number} is not calibrated{hint}"
+                    yield Fault(where, text)
+                elif not any(domain.faults("")) and not domain.holds(value):
+                    text = f"{name} = {value!r} of entry {number} is not within "
+                    yield Fault(where, f"{text}{domain.describe()}")
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _given(section: Any) -> dict[str, Any]:
+    return {
+        f.name: list(value) if isinstance(value, tuple) else value
+        for f in dataclasses.fields(section)
+        if (value := getattr(section, f.name)) is not None
+    }

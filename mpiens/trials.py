@@ -1,0 +1,59 @@
+"""The trials of several jobs on one study, put into one file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mpiens.deadline import Look
+from mpiens.fault import Fault, SpecError
+from mpiens.layout import PENDING, Layout
+from mpiens.ledger import Ledger
+from mpiens.store import Store
+
+Order = list[tuple[Store, Ledger, int]]
+
+
+def order_jobs(stores: list[Store]) -> Order:
+    """Return every (file, its trials, trial) in the order of the study.
+
+    Raises SpecError where files are not of one study, whose streams all differ.
+    """
+    found: dict[int, tuple[Store, Ledger, int]] = {}
+    for store in stores:
+        own = Ledger.of(store)
+        for trial in range(own.asked):
+            stream = int(own["stream"][trial])
+            if stream in found:
+                text = f"{store.path} and {found[stream][0].path} both have a trial of "
+                text += f"stream {stream}; merge files of jobs on one [calibrate] "
+                raise SpecError([Fault("", f"{text}storage, each of them once")])
+            found[stream] = (store, own, trial)
+    return [found[stream] for stream in sorted(found)]
+
+
+def lay_out(layout: Layout, trials: int) -> Layout:
+    """Return the layout of a file that has room for so many trials."""
+    spec = layout.spec
+    if spec.calibrate is None:
+        raise RuntimeError("there is no [calibrate]")
+    most = max(trials, spec.calibrate.trials)  # jobs may ask for the last one at once
+    calibrate = dataclasses.replace(spec.calibrate, trials=most)
+    return dataclasses.replace(
+        layout, spec=dataclasses.replace(spec, calibrate=calibrate)
+    )
+
+
+def take_jobs(merged: Store, order: Order, look: Look) -> None:
+    """Take over the trials of all jobs, with their tasks."""
+    spec = merged.layout.spec
+    each = spec.per_trial * spec.replicates
+    ledger = Ledger(spec)
+    for target, (store, own, trial) in enumerate(order):
+        pairs = {trial * each + i: target * each + i for i in range(each)}
+        merged.take(store, pairs, look)
+        ledger.take(target, own, trial)
+    ledger.bind(merged)
+    unasked = np.arange(len(order) * each, len(merged.status))
+    merged.leave_out(unasked[merged.status[unasked] == PENDING])
