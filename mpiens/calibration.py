@@ -35,7 +35,8 @@ from mpiens.study import Asked, Study
 from mpiens.trial import Given
 from mpiens.workqueue import Gate
 
-AHEAD = 0.25  # tasks per rank that should be open beside those that run
+SHORT_SECONDS = 3.0  # of tasks as short as that every rank has one ahead of need
+AHEAD = 0.25  # of longer ones so many per rank are open beside those that run
 LEAST_AHEAD = 2  # but so many at least
 
 
@@ -83,6 +84,8 @@ class Calibration:
         self._each = spec.per_trial * spec.replicates  # tasks of a trial
         self._ledger = Ledger(spec) if host.file is None else Ledger.of(host.file)
         self._before = self._ledger.told
+        self._seconds = 0.0  # that so many tasks of this run have taken
+        self._simulated = 0
         self._left: Counter[int] = Counter()  # tasks of a trial that are not finished
         self._failed: Counter[int] = Counter()
         self._urgent: list[int] = []
@@ -123,6 +126,11 @@ class Calibration:
     def over(self) -> bool:
         """Whether no trial is open, and none will be asked for."""
         return self._ledger.told == self._ledger.asked and not self._wants_more()
+
+    @property
+    def hurry(self) -> bool:
+        """Whether more will be asked for, and tasks are short beside an asking."""
+        return self._are_short and self._wants_more()
 
     def more(self, tasks: int, *, begin: bool) -> tuple[list[int], list[int]]:
         """Return what else is to be run: what goes before all that is pending, and
@@ -167,6 +175,8 @@ class Calibration:
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks; the last of a trial has it scored."""
         self._host.write(batch, rank)
+        self._seconds += float(batch.records["seconds"].sum())
+        self._simulated += len(batch.records)
         for task in batch.records["task"].tolist():
             self._count_down(task)
 
@@ -280,7 +290,13 @@ class Calibration:
             return told >= asked // size * size
         if flight is not None:
             return asked - told < flight
-        return tasks < self._ranks + max(AHEAD * self._ranks, LEAST_AHEAD)
+        ahead = self._ranks * (1 if self._are_short else AHEAD)
+        return tasks < self._ranks + max(ahead, LEAST_AHEAD)
+
+    @property
+    def _are_short(self) -> bool:
+        """Whether tasks take little time, as far as is known."""
+        return self._seconds < SHORT_SECONDS * self._simulated
 
     def _ask(self) -> list[int]:
         """Ask for a trial and return its tasks; none where the study is full."""

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import socket
@@ -248,7 +249,8 @@ class Study:
         path = self._path if wanted is None else Path(self._folder) / wanted
         if wanted is None:  # the result file's lock is ours, and so is the journal
             path.with_name(path.name + ".lock").unlink(missing_ok=True)
-            _cut_last_line(path)
+            _cut_broken_lines(path)
+            return storages.JournalStorage(_make_journal(path))
         backend = storages.journal.JournalFileBackend(str(path))
         return storages.JournalStorage(backend)
 
@@ -478,10 +480,34 @@ def _hide(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
-def _cut_last_line(path: Path) -> None:
-    """Cut off a last line that a kill has left unfinished."""
+def _make_journal(path: Path) -> Any:
+    """Return a journal of one writer, which waits for no disk.
+
+    What a power cut takes of it is made again of the result file.
+    """
+    from optuna.storages import journal  # noqa: PLC0415
+
+    class Journal(journal.JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            lines = [json.dumps(log, separators=(",", ":")) + "\n" for log in logs]
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    return Journal(str(path))
+
+
+def _cut_broken_lines(path: Path) -> None:
+    """Cut off all that is not whole lines, after a kill or a power cut."""
     if not path.exists():
         return
     with path.open("r+b") as file:
-        whole = file.read()
-        file.truncate(whole.rfind(b"\n") + 1)
+        whole = 0
+        for line in file:
+            try:
+                json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+        file.truncate(whole)

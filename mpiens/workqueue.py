@@ -70,6 +70,10 @@ class Source(Protocol):
     def over(self) -> bool:
         """Whether no more will come, and none is waited for."""
 
+    @property
+    def hurry(self) -> bool:
+        """Whether more will come, and a rank that waits for it would lose time."""
+
     def more(self, tasks: int, *, begin: bool) -> tuple[list[int], list[int]]:
         """Return what else is to be run: before all that is pending, and after it.
 
@@ -481,7 +485,7 @@ class Manager:
         dealt = True
         while dealt and len(self.pending):
             dealt = False
-            for number, rank in enumerate(self._ranks):
+            for number, rank in self._in_turn():
                 if len(self.pending) and self._wants(rank):
                     if self.gate is not None and self.comm.unsent() > UNSENT_BYTES:
                         return
@@ -489,6 +493,16 @@ class Manager:
                         return
                     self._deal_range(number, rank)
                     dealt = True
+
+    def _in_turn(self) -> list[tuple[int, Rank]]:
+        """Return the ranks in the order in which they get work.
+
+        Of few tasks the idle ranks get theirs before others get one ahead of need.
+        """
+        ranks = [*enumerate(self._ranks)]
+        if self.source is not None:
+            ranks.sort(key=lambda pair: pair[1].left)
+        return ranks
 
     def _leave_out(self) -> bool:
         """Take tasks off for good that the remaining time will not hold.
@@ -512,8 +526,9 @@ class Manager:
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
             return rank.left <= rank.held and rank.held_bytes < HELD_BYTES
-        short = self._range() * self._mean() < AHEAD_SECONDS
-        return rank.left <= (rank.last if short else 0)
+        ahead = self._range() * self._mean() < AHEAD_SECONDS
+        ahead = ahead or (self.source is not None and self.source.hurry)
+        return rank.left <= (rank.last if ahead else 0)
 
     def _deal_range(self, number: int, rank: Rank) -> None:
         count = self._range()
