@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
-from mpiens import __version__  # noqa: E402
+from mpiens import __version__, compilation  # noqa: E402
 from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
 from mpiens.shard import Shard, default_file  # noqa: E402
@@ -33,6 +33,7 @@ WRONG_INPUT, STOPPED_EARLY = 2, 75
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
+    compilation.share_cache(os.environ)
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in _COMMANDS:
         options = _COMMANDS[words[0]]().parse_args(words[1:])

@@ -6,6 +6,7 @@ comes back is kept on the shelf, and goes into the file when all is there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 from typing import Any
@@ -36,7 +37,7 @@ class Aggregation:
         self._sums = file.read("/tasks/checksum")
         self._keys = [self._make_key(s) for s in range(len(self._spec.scenarios))]
         self._failed: set[int] = set()
-        file.forget_steps()
+        file.forget_steps(self._spec.tasks)
 
     @property
     def steps(self) -> Tasks:
@@ -122,7 +123,8 @@ class Aggregation:
                 one.clear()
         whole = {name: stack([one.get(name) for one in made]) for name in known}
         described = tuple(self._describe(name, array) for name, array in whole.items())
-        self._file.extend(described, whole)
+        layout = dataclasses.replace(self._file.layout, aggregates=described)
+        self._file.extend(layout, {f"/aggregate/{n}": a for n, a in whole.items()})
         failed = len(self._failed)
         return {"aggregate_code": self._code, "aggregates_failed": failed}
 

@@ -12,6 +12,7 @@ from mpiens.expression import Expression
 from mpiens.fault import Fault, nearest, place
 from mpiens.pool import find_edges
 from mpiens.spec import INJECTED, RAGGED, RESERVED, Output, Pool, Read, Scenario, Spec
+from mpiens.windows import HIGH, LOW, WINDOW
 
 _REFERENCE = re.compile(r"[^:]+:[^:]+")
 _OF_PROGRAMS = ("workdir", "folder")  # what they get beside INJECTED
@@ -30,6 +31,9 @@ def find_faults(spec: Spec) -> Iterator[Fault]:
     yield from _check_bands(spec)
     yield from _check_limits(spec)
     yield from _check_calibration(spec)
+    yield from _check_windows(spec)
+    yield from _check_join(spec)
+    yield from _check_dims(spec)
 
 
 def _check_ensemble(spec: Spec) -> Iterator[Fault]:
@@ -304,6 +308,64 @@ def _check_calibration(spec: Spec) -> Iterator[Fault]:
             yield Fault(where, text)
     for name in calibrate.targets:
         yield from _check_target(spec, name)
+
+
+def _check_windows(spec: Spec) -> Iterator[Fault]:
+    if spec.windows is None:
+        return
+    if spec.calibrate is not None:
+        text = "do not go with [calibrate], which makes its own points; drop either"
+        yield Fault(place("windows"), text)
+    for where, name in spec.given():
+        if name in (LOW, HIGH) and not where.startswith("[windows]"):
+            text = "is what [windows] gives the model for each window; leave it out"
+            yield Fault(where, text)
+        elif name == WINDOW and where.startswith(("[sweep]", "[design")):
+            text = f"is what names windows, as in {WINDOW}=3; choose another name"
+            yield Fault(where, text)
+
+
+def _check_dims(spec: Spec) -> Iterator[Fault]:
+    """Yield dimensions of outputs that what is made of windows has itself."""
+    taken: dict[str, str] = {}
+    if spec.windows is not None:
+        taken |= dict.fromkeys((WINDOW, "windows"), "[windows]")
+    if spec.join:
+        taken |= dict.fromkeys(("joined", "curve", "piece", "side"), "[join]")
+    for name in spec.join:
+        taken |= dict.fromkeys((f"{name}_point", f"{name}_overlap"), f"[join.{name}]")
+    for name, output in spec.outputs.items():
+        for dim in output.dims or ():
+            if dim in taken:
+                text = f"{dim!r} is what {taken[dim]} itself has in the file; choose "
+                yield Fault(place(f"outputs.{name}", "dims"), f"{text}another name")
+
+
+def _check_join(spec: Spec) -> Iterator[Fault]:
+    if spec.join and spec.calibrate is not None:
+        text = "does not go with [calibrate], whose trials are no pieces; drop either"
+        yield Fault(place("join"), text)
+    elif spec.join and spec.windows is None and not spec.bases:
+        text = "needs pieces; give [windows], or [scenarios.NAME] for each of them"
+        yield Fault(place("join"), text)
+    elif spec.join and spec.common:
+        text = '"common" lets all pieces meet the same streams, and a join takes '
+        text += 'their errors as independent; write pairing = "independent"'
+        yield Fault(place("ensemble", "pairing"), text)
+    for name, join in spec.join.items():
+        section = f"join.{name}"
+        yield from join.faults(section, spec.pieces)
+        if join.x is None and spec.windows is not None:
+            text = "is missing; name the output that tells where in its window each "
+            yield Fault(place(section, "x"), f"{text}value of {name} belongs")
+        elif join.x == name:
+            text = f"{name!r} cannot tell where it stands itself; name another output"
+            yield Fault(place(section, "x"), text)
+        for key, output in (("", name), ("x", join.x or name)):
+            known = spec.outputs.get(output, Output())
+            if known.dims is not None and len(known.dims) != 1:
+                text = f"{output!r} should have one dimension, to be joined along it"
+                yield Fault(place(section, *([key] if key else [])), text)
 
 
 def _check_target(spec: Spec, name: str) -> Iterator[Fault]:

@@ -29,6 +29,7 @@ from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import COMPLETE, DONE, FAILED, FAILED_TRIAL
 from mpiens.ledger import Ledger
 from mpiens.model import Model, format_failure
+from mpiens.pilot import settle_windows
 from mpiens.program import tell_kept
 from mpiens.reader import locate_faults, read
 from mpiens.row import Row, checksum, describe
@@ -55,7 +56,7 @@ class Trial:
 
 def try_task(path: Path, scenario: str | None, replicate: int, *, pdb: bool) -> int:
     """Run one task of a spec and print what it returned; return the exit code."""
-    reading = read(path)
+    reading = settle_windows(read(path))
     spec = reading.require()
 
     def attempt() -> list[str] | None:

@@ -48,17 +48,18 @@ def compare(
     refused += [place(s) for s in whole if getattr(old, s) != getattr(new, s)]
     if old.calibrate is not None and new.calibrate is not None:
         refused += _changed_calibration(old.calibrate, new.calibrate)
-    grows = new.replicates > old.replicates or _names(old) != _names(new)
+    grows = new.replicates > old.replicates or _keys(old) != _keys(new)
     cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
     cosmetic |= old.aggregate != new.aggregate or old.calibrate != new.calibrate
+    cosmetic |= old.join != new.join or old.windows != new.windows
     why = {where: _MOVING for where in refused if where == _SAMPLES}
     return Change(tuple(dict.fromkeys(refused)), grows, grows or cosmetic, why)
 
 
 def match(old: Spec, new: Spec) -> dict[int, int]:
     """Return the scenarios of the new spec that the old one had, by index."""
-    known = {name: index for index, name in enumerate(_names(old))}
-    return {i: known[n] for i, n in enumerate(_names(new)) if n in known}
+    known = {key: index for index, key in enumerate(_keys(old))}
+    return {i: known[k] for i, k in enumerate(_keys(new)) if k in known}
 
 
 def _changed_calibration(old: Calibrate, new: Calibrate) -> Iterator[str]:
@@ -70,8 +71,13 @@ def _changed_calibration(old: Calibrate, new: Calibrate) -> Iterator[str]:
         yield place("calibrate", "trials")
 
 
-def _names(spec: Spec) -> list[str]:
-    return [scenario.name for scenario in spec.scenarios]
+def _keys(spec: Spec) -> list[tuple[str, Any]]:
+    """Return what makes scenarios the same: their names, and those of windows a range.
+
+    Windows are numbered, and cut otherwise they are others.
+    """
+    bounds = [None] if spec.windows is None else spec.windows.cut()
+    return [(s.name, bounds[s.window or 0]) for s in spec.scenarios]
 
 
 def _changed_ensemble(old: Spec, new: Spec) -> Iterator[str]:

@@ -20,7 +20,8 @@ from mpiens.calibrate import Domain
 from mpiens.pool import find_coordinate
 from mpiens.row import Output, Row
 from mpiens.shard import Shard
-from mpiens.spec import TRIAL, Spec, to_text
+from mpiens.spec import DEFAULT_SCENARIO, TRIAL, Spec, to_text
+from mpiens.windows import WINDOW
 
 PENDING, DONE, FAILED, UNUSED = range(4)
 STATUS = ("pending", "done", "failed", "unused")
@@ -67,6 +68,45 @@ TRIAL_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Member:
+    """One array of what was joined; in ``dims`` {} stands for the output's name."""
+
+    dims: tuple[str, ...]
+    long_name: str
+    dtype: DTypeLike = np.float64
+    fill: Any = np.nan
+    measured: bool = False  # in the units of x, or of the output
+
+    @property
+    def of_points(self) -> bool:
+        """Whether it is along the curve."""
+        return self.dims == _POINT
+
+
+_POINT, _OVERLAP = ("{}_point",), ("{}_overlap",)
+JOINED = {
+    "x": Member(_POINT, "x", measured=True),
+    "y": Member(_POINT, "joined curve", measured=True),
+    "error": Member(_POINT, "standard error", measured=True),
+    "bootstrap_error": Member(
+        _POINT, "standard error by bootstrap over replicates", measured=True
+    ),
+    "count": Member(_POINT, "pieces that a point rests on", np.int64, 0),
+    "offset": Member(("piece",), "what was added to a piece", measured=True),
+    "offset_error": Member(("piece",), "standard error of the offset", measured=True),
+    "residuals/pair": Member((*_OVERLAP, "side"), "the two pieces", np.int64, -1),
+    "residuals/points": Member(_OVERLAP, "points that both have", np.int64, 0),
+    "residuals/rms": Member(
+        _OVERLAP, "root mean square of their difference", measured=True
+    ),
+    "residuals/scaled": Member(
+        _OVERLAP, "the same in units of its standard error: 1 where errors are right"
+    ),
+}
+"""By name, in the group of an output; pieces are numbered from 0."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One dataset of the file; without ``data`` it is filled while tasks run."""
 
@@ -94,6 +134,15 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """How large what was joined of an output is; of the longest of several curves."""
+
+    name: str
+    points: int
+    overlaps: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """The whole file: what is known of it before any task has run but the first."""
 
@@ -102,6 +151,7 @@ class Layout:
     row: Row
     shard: Shard | None = None  # rows of its own tasks only, and nothing made of them
     aggregates: tuple[Output, ...] = ()  # what is made last, of each scenario
+    joints: tuple[Joint, ...] = ()
     observed: Mapping[str, Series] = field(default_factory=dict)  # by target
 
     @property
@@ -140,6 +190,7 @@ class Layout:
         yield from self._tasks()
         yield from self._trials()
         yield from self._observed()
+        yield from self._windows()
         if self.shard is None:
             yield from self._bands()
             yield from self._summaries()
@@ -147,7 +198,11 @@ class Layout:
         yield from self.extension()
 
     def extension(self) -> Iterator[Dataset]:
-        """Yield what is not laid down before all tasks are finished: aggregates."""
+        """Yield what is not laid down before all tasks are finished."""
+        yield from self._aggregates()
+        yield from self._joined()
+
+    def _aggregates(self) -> Iterator[Dataset]:
         pools = self.spec.aggregate.pools if self.spec.aggregate else {}
         seen = {"level"}
         for output in self.aggregates:
@@ -165,6 +220,88 @@ class Layout:
                 (self.by_task[0], *output.shape),
                 output.dtype,
                 attributes={"units": output.units} if output.units else {},
+            )
+
+    def _joined(self) -> Iterator[Dataset]:
+        """Yield what was joined: one curve, or one for each entry of ``curve``."""
+        if not self.joints:
+            return
+        several, pieces = self.curve_shape
+        curve: tuple[str, ...] = ("curve",) if several else ()
+        piece = "piece" if self.spec.windows is None else WINDOW
+        if several:
+            names = [own.name for own in self.spec.curves]
+            yield _coordinate("curve", names, long_name="what is joined apart")
+        if self.spec.windows is None:
+            yield _coordinate("piece", [*self.spec.pieces], long_name="scenario")
+        yield _coordinate("side", np.arange(2), long_name="of an overlap")
+        for joint in self.joints:
+            path, sizes = f"/joined/{joint.name}", {}
+            sizes[piece] = pieces
+            sizes["side"] = 2
+            for dim, size in (("point", joint.points), ("overlap", joint.overlaps)):
+                sizes[f"{joint.name}_{dim}"] = size
+                if size:
+                    yield _coordinate(f"{joint.name}_{dim}", np.arange(size))
+            for name, member in JOINED.items():
+                if name.startswith("residuals/") and not joint.overlaps:
+                    continue
+                dims = [piece if dim == "piece" else dim for dim in member.dims]
+                dims = [dim.format(joint.name) for dim in dims]
+                yield Dataset(
+                    f"{path}/{name}",
+                    (*curve, *dims),
+                    (*several, *(sizes[dim] for dim in dims)),
+                    member.dtype,
+                    fill=member.fill,
+                    attributes=self._describe_joined(joint.name, name, member),
+                )
+
+    @property
+    def curve_shape(self) -> tuple[tuple[int, ...], int]:
+        """How many curves there are, if several, and how many pieces each has."""
+        curves = self.spec.curves
+        alone = len(curves) == 1 and curves[0].name == DEFAULT_SCENARIO
+        return () if alone else (len(curves),), len(curves[0].scenarios)
+
+    def _describe_joined(
+        self, output: str, name: str, member: Member
+    ) -> dict[str, str]:
+        """Return the attributes of one array of what was joined."""
+        join, told = self.spec.join[output], {"long_name": member.long_name}
+        if name == "x":
+            source = join.x
+            if self.spec.windows is not None:
+                told["long_name"] = self.spec.windows.parameter
+        else:  # slopes have units that nobody has told
+            source = None if join.derivative and not join.integrate else output
+            if member.of_points:
+                told["coordinates"] = "x"
+        units = self.output(source).units if source and member.measured else None
+        return told | ({"units": units} if units else {})
+
+    def _windows(self) -> Iterator[Dataset]:
+        """Yield the bins, and what they are extended to."""
+        if self.spec.windows is None:
+            return
+        windows = self.spec.windows.cut()
+        parameter = self.spec.windows.parameter
+        yield _coordinate(WINDOW, np.arange(len(windows)), long_name="window")
+        told = {
+            "low": "lower end of the window",
+            "high": "upper end of the window",
+            "first": "lower edge of its own bin",
+            "last": "upper edge of its own bin",
+        }
+        for name, text in told.items():
+            data = np.array([getattr(window, name) for window in windows])
+            yield Dataset(
+                f"/windows/{name}",
+                (WINDOW,),
+                data.shape,
+                np.float64,
+                data=data,
+                attributes={"long_name": text, "parameter": parameter},
             )
 
     def _coordinates(self) -> Iterator[Dataset]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mpiens import journal, provenance, shelf, steps, store, trials
 from mpiens.aggregation import Aggregation
+from mpiens.assembly import join_curves
 from mpiens.child import ask_child
 from mpiens.deadline import Look, Stopped
 from mpiens.fault import Fault, SpecError, place
@@ -29,6 +30,8 @@ from mpiens.root import (
     STOPPED_EARLY,
     complete,
     count_failed,
+    count_steps,
+    tell_steps,
 )
 from mpiens.shard import Shard
 from mpiens.shelf import Shelf
@@ -39,8 +42,9 @@ from mpiens.workqueue import Ending
 RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch {}"
 # what a shard's file says of itself alone
 _OWN = (
-    *("mpiens_format", "spec", "outputs", "aggregates", "parameter_names", "shard"),
-    *("aggregate_code", "aggregates_failed", "digest", "study_owner"),
+    *("mpiens_format", "spec", "outputs", "aggregates", "joined"),
+    *("parameter_names", "shard", "study_owner", "digest"),
+    *("aggregate_code", "aggregates_failed", "curves_failed"),
     *("completed", "seconds", "ranks", "host"),
 )
 
@@ -165,6 +169,8 @@ class Merger:
         closing: dict[str, Any] = provenance.closing(self._tally.elapsed(), self._ranks)
         if self._aggregation is not None:
             closing |= self._aggregation.finish()
+        if self._file.layout.spec.join:
+            closing |= join_curves(self._file, self._look)
         tasks = self._file.layout.spec.tasks
         complete(self._file, self._sources.file, closing)
         shelf.clear(self._file.path)
@@ -174,9 +180,8 @@ class Merger:
             f"{self._sources.file}",
             file=sys.stderr,
         )
-        if aggregates := closing.get("aggregates_failed"):
-            print(f"mpiens: {aggregates} aggregates failed", file=sys.stderr)
-        return SOME_FAILED if failed or aggregates else COMPLETE
+        tell_steps(closing)
+        return SOME_FAILED if failed or count_steps(closing) else COMPLETE
 
     @property
     def _file(self) -> Store:

@@ -14,6 +14,7 @@ from mpiens.allocation import Allocation, Need
 from mpiens.child import ask_child
 from mpiens.fault import Fault, SpecError
 from mpiens.layout import DONE, Layout
+from mpiens.pilot import settle_windows
 from mpiens.progress import format_bytes, format_seconds
 from mpiens.reader import locate_faults, read
 from mpiens.spec import Spec
@@ -46,6 +47,8 @@ class Plan:
             yield f"excluded: {', '.join(f'{a} = {v}' for a, v in entry.items())}"
         if spec.design is not None:
             yield from spec.design.describe()
+        if spec.windows is not None:
+            yield from spec.windows.describe()
         yield (
             f"tasks: {spec.tasks:,} ({len(names)} scenarios x "
             f"{spec.replicates} replicates), {spec.ensemble.pairing} streams"
@@ -99,7 +102,8 @@ def check(
 
     The environment tells of the allocation, where there is one.
     """
-    reading = read(path)
+    file = output or Path(f"{path.stem}.h5")
+    reading = settle_windows(read(path), file)
     faults = list(reading.faults)
     spec = reading.spec
     imports, shared, skeleton, loading = 0, 0, 0, 0
@@ -118,7 +122,7 @@ def check(
     return Plan(
         spec=spec,
         need=need,
-        earlier=_find_earlier(output or Path(f"{path.stem}.h5")),
+        earlier=_find_earlier(file),
         allocation=Allocation.of(environment, machine),
         script=f"{path.stem}.sbatch",
     )

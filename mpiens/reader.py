@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 import tomllib
@@ -15,6 +16,7 @@ from typing import Any
 from mpiens import cube
 from mpiens.calibrate import Calibrate, Confirm, Domain, Sampler, Stop, Target
 from mpiens.checks import find_faults
+from mpiens.curves import Join
 from mpiens.design import Design, Range
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.points import make_points, read_scenarios
@@ -32,11 +34,12 @@ from mpiens.spec import (
     Spec,
     decode_date,
 )
+from mpiens.windows import Windows
 
 _STAND_INS = {
     **{"model": "stand:in", "loader": "stand:in", "call": "stand:in"},
     **{"replicates": 1, "seed": 0, "kind": "count", "method": "csv", "trials": 1},
-    **{"output": "", "data": "", "column": ""},
+    **{"output": "", "data": "", "column": "", "parameter": ""},
     "command": ["stand-in"],
 }
 _SUFFIXES = {
@@ -108,7 +111,7 @@ class _Decoder:
     SECTIONS = (
         *("ensemble", "model", "parameters", "scenarios", "sweep", "design"),
         *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
-        "calibrate",
+        *("calibrate", "windows", "join"),
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -158,6 +161,11 @@ class _Decoder:
             excluded=excluded,
             design=self.design(tables["design"], ensemble.seed, folder),
             calibrate=self.calibrate(tables["calibrate"]),
+            windows=self.windows(tables["windows"]),
+            join={
+                name: self.join(f"join.{name}", own)
+                for name, own in self.tables("join", tables["join"])
+            },
             filed=filed,
         )
         self.faults += find_faults(spec)
@@ -250,6 +258,35 @@ class _Decoder:
         except SpecError as error:
             self.faults += error.faults
             return stand_in if names else None
+
+    def windows(self, part: dict[str, Any]) -> Windows | None:
+        """Decode the windows; at fault there is one, of a stand-in range."""
+        if "windows" not in self.document:
+            return None
+        before = len(self.faults)
+        windows: Windows = self.section("windows", Windows, part)
+        if len(self.faults) == before:
+            self.faults += windows.faults()
+        if len(self.faults) > before:
+            return Windows(windows.parameter, edges=(0.0, 1.0))
+        return windows
+
+    def join(self, section: str, part: dict[str, Any]) -> Join:
+        """Decode how an output is joined; of what has two forms one fault is told."""
+        own = dict(part)
+        anchor, taper = own.get("anchor", 0.0), own.get("taper", "hann")
+        if not _is_anchor(anchor):
+            text = f"{anchor!r} should be an offset, or a point [x, value]"
+            self.fault(place(section, "anchor"), text)
+            del own["anchor"]
+        if not isinstance(taper, str) and not (
+            isinstance(taper, list) and taper and isinstance(taper[0], str)
+        ):
+            text = f'{taper!r} should be a name, or as ["kaiser", 6.0]'
+            self.fault(place(section, "taper"), text)
+            del own["taper"]
+        joined: Join = self.section(section, Join, own)
+        return joined
 
     def calibrate(self, part: dict[str, Any]) -> Calibrate | None:
         """Decode a calibration: its tables are sections of their own."""
@@ -380,6 +417,15 @@ class _Decoder:
             right = {k: v for k, v in part.items() if k in known - wrong}
             stand_ins = {k: v for k, v in _STAND_INS.items() if k in known & wrong}
             return adapter.validate_json(json.dumps(stand_ins | right, default=str))
+
+
+def _is_anchor(value: Any) -> bool:
+    """Whether it is a finite number, or two of them."""
+    numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)
+        for n in numbers
+    )
 
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")

@@ -33,6 +33,7 @@ from mpiens import (
     summary,
 )
 from mpiens.aggregation import Aggregation
+from mpiens.assembly import join_curves
 from mpiens.calibration import Calibration
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline, Look, Stopped
@@ -41,6 +42,7 @@ from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.ledger import Ledger
 from mpiens.lock import Lock
 from mpiens.outcome import Batch, Failure, StepResult, Tasks
+from mpiens.pilot import settle_windows
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import decode, locate_faults, read
 from mpiens.row import Described, Row, settle
@@ -51,6 +53,7 @@ from mpiens.store import PARTIAL, Store
 from mpiens.study import Study
 from mpiens.workqueue import Ending, Gate
 
+_STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
 
 
@@ -184,7 +187,7 @@ class Root:
         if self._store is not None:
             self._store.close()
             self._store = None
-        reading = read(request.spec)
+        reading = settle_windows(read(request.spec), request.file)
         if request.text is not None:
             reading = decode(request.text, request.spec, is_json=True)
         faults = list(reading.faults)
@@ -432,6 +435,7 @@ class Root:
             "model_code": self._code,
             "target_code": self._target_code,
             **(self._aggregation.finish() if self._aggregation else {}),
+            **(join_curves(file, self._look) if self._joins else {}),
             **provenance.closing(self._tally.elapsed(), self._ranks),
         }
         complete(file, self._request.file, closing)
@@ -452,9 +456,13 @@ class Root:
             f"busy; {self._request.file}",
             file=sys.stderr,
         )
-        if aggregates := closing.get("aggregates_failed"):
-            print(f"mpiens: {aggregates} aggregates failed", file=sys.stderr)
-        return SOME_FAILED if failed or aggregates else COMPLETE
+        tell_steps(closing)
+        return SOME_FAILED if failed or count_steps(closing) else COMPLETE
+
+    @property
+    def _joins(self) -> bool:
+        """Whether curves are to be joined here; those of shards are once merged."""
+        return bool(self._spec.join) and self._request.shard is None
 
     def _find_owner(self, file: Store | None) -> str:
         """Return what marks the trials of our file in a study: it keeps its own."""
@@ -632,9 +640,20 @@ class Root:
 
 
 def count_failed(file: Store) -> int:
-    """Return how many tasks, and aggregates of a complete file, have failed."""
-    aggregates = int(file.attributes.get("aggregates_failed", 0))
-    return int((file.status == FAILED).sum()) + aggregates
+    """Return how much of a complete file has failed: tasks, aggregates, and curves."""
+    return int((file.status == FAILED).sum()) + count_steps(file.attributes)
+
+
+def count_steps(closing: Mapping[str, Any]) -> int:
+    """Return how many aggregates and curves have failed by what is said of a file."""
+    return sum(int(closing.get(f"{what}_failed", 0)) for what in _STEPS)
+
+
+def tell_steps(closing: Mapping[str, Any]) -> None:
+    """Say how many aggregates and curves have failed, where any have."""
+    for what, name in _STEPS.items():
+        if failed := closing.get(f"{what}_failed"):
+            print(f"mpiens: {failed} {name} failed", file=sys.stderr)
 
 
 def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
@@ -662,7 +681,14 @@ def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
 def _slim(file: Store, target: Path) -> Path:
     """Copy a file without the rows that are not kept."""
     attributes = Store(file.path).attributes
-    own = ("mpiens_format", "spec", "outputs", "aggregates", "parameter_names")
+    own = (
+        "mpiens_format",
+        "spec",
+        "outputs",
+        "aggregates",
+        "joined",
+        "parameter_names",
+    )
     rest = {name: v for name, v in attributes.items() if name not in own}
     new = store.lay_down(target, file.layout, rest, slim=True)
     slim = Store(new, writable=True)

@@ -176,10 +176,27 @@ def describe(spec: Spec, returned: Any) -> Described:
                 f"output {pool.output!r} stands in [aggregate.{name}], and the model "
                 f"returned {', '.join(described)}"
             )
+    _check_pieces(spec, described)
     found = {n: (a.shape, a.dtype.str) for n, a in described.items()}
     for output in settle(spec, found).outputs:
         output.cast(described[output.name])
     return found
+
+
+def _check_pieces(spec: Spec, described: Mapping[str, NDArray[Any]]) -> None:
+    """Raise OutputError where what is to be joined cannot be told along a curve."""
+    for name, join in spec.join.items():
+        for output in (name, join.x or name):
+            if output not in described:
+                raise OutputError(
+                    f"output {output!r} stands in [join.{name}], and the model "
+                    f"returned {', '.join(described)}"
+                )
+        shapes = described[name].shape, described[join.x or name].shape
+        if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
+            told = f"output {name!r} has shape {shapes[0]}"
+            told += f", and {join.x!r} has {shapes[1]}" if join.x else ""
+            raise OutputError(f"{told}: to be joined it needs one dimension, and its x")
 
 
 def settle(spec: Spec, described: Described) -> Row:

@@ -21,14 +21,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from mpiens import streams
+from mpiens import compilation, streams
 from mpiens.child import (
     Cell,
     Channel,
@@ -154,6 +154,7 @@ class Executor:
         self._watch = watch
         self._row: Row | None = None
         self._held: list[tuple[Any, ...]] = []
+        self._met: set[Step | None] = set()  # kinds of what has been run
         self.model = Model(spec, shared)
         self._steps = Steps(spec, self.model)
 
@@ -173,9 +174,13 @@ class Executor:
         made: Iterator[Stream | None] = streams.of(self._spec, numbers)
         if self._spec.calibrate is not None:
             made = make_streams(self._spec, numbers, inputs)
+        turn = ExitStack()
         for task, stream in zip(numbers, made, strict=True):
             step, _ = self._spec.step_of(task)
             given = inputs.get(self._spec.input_of(task), b"")
+            if step not in self._met:  # it may compile
+                self._met.add(step)
+                turn.enter_context(compilation.turn())
             start = time.perf_counter()
             try:
                 returned = self._call(task, stream, given)
@@ -184,6 +189,8 @@ class Executor:
             except BaseException as error:  # also SystemExit: it is the model's fault
                 self._fail(task, attempts, time.perf_counter() - start, error)
                 continue
+            finally:
+                turn.close()
             seconds = time.perf_counter() - start
             if step is not None:
                 done = StepResult(task, attempts, seconds, returned)

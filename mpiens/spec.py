@@ -15,8 +15,10 @@ from annotated_types import Ge, Gt
 
 from mpiens.calibrate import Calibrate
 from mpiens.cube import cross
+from mpiens.curves import Join
 from mpiens.design import POINT, Design
 from mpiens.fault import place
+from mpiens.windows import HIGH, LOW, Windows, name_window
 
 Value = Any  # whatever TOML can say: number, string, boolean, date, list, table
 Summary = Literal["final", "peak", "peak_time", "total"]
@@ -38,12 +40,14 @@ _STRICT = {"extra": "forbid", "strict": True}
 class Step(IntEnum):
     """What is run once per scenario, before its replicates or after them.
 
-    A calibration's trials are scored: of that step there is one per trial.
+    A calibration's trials are scored: of that step there is one per trial.  Curves are
+    joined by the root: the step of the first scenario of a curve stands for that.
     """
 
     PREPARE = 0
     AGGREGATE = 1
     SCORE = 2
+    JOIN = 3
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,15 @@ class Scenario:
     axes: Mapping[str, Value]
     parameters: Mapping[str, Value]
     point: str | None = None  # of a design
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scenarios whose outputs are pieces of one curve."""
+
+    name: str
+    scenarios: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -199,12 +212,14 @@ class Spec:
     excluded: tuple[Mapping[str, Value], ...] = ()
     design: Design | None = None
     calibrate: Calibrate | None = None
+    windows: Windows | None = None
+    join: Mapping[str, Join] = field(default_factory=dict)
     # the bases that came from [scenarios] file: what is wrong in them is told once
     filed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @cached_property
     def scenarios(self) -> tuple[Scenario, ...]:
-        """The named scenarios crossed with the sweep and the design, in order.
+        """The named scenarios crossed with sweep, design and windows, in order.
 
         Those of a calibration are its trials crossed with the named scenarios.
         """
@@ -212,19 +227,42 @@ class Spec:
             return tuple(self._name_trials(self.calibrate.trials))
         cube = [*cross(self.sweep, self.zips, self.excluded)]
         points = [*_name_points(self.design)]
+        windows = [*_name_windows(self.windows)]
         bases: dict[str | None, Mapping[str, Value]] = dict(self.bases.items())
         return tuple(
             Scenario(
-                name=_name_scenario(base, axes, point),
+                name=_name_scenario(base, axes, point, window),
                 base=base,
                 axes=axes,
-                parameters={**self.parameters, **own, **axes, **sampled},
+                parameters={**self.parameters, **own, **axes, **sampled, **bounds},
                 point=point,
+                window=window,
             )
             for base, own in (bases or {None: {}}).items()
             for axes in cube
             for point, sampled in points
+            for window, bounds in windows
         )
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """The curves to be joined: of windows, or else of the named scenarios.
+
+        All of them have equally many pieces.
+        """
+        found: dict[str, list[int]] = {}
+        for index, scenario in enumerate(self.scenarios):
+            base = None if self.windows is None else scenario.base
+            name = _name_scenario(base, scenario.axes, scenario.point)
+            found.setdefault(name, []).append(index)
+        return tuple(Curve(name, tuple(own)) for name, own in found.items())
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The names of the pieces of each curve: windows, or else named scenarios."""
+        if self.windows is not None:
+            return tuple(map(name_window, range(len(self.windows.cut()))))
+        return tuple(self.bases)
 
     def given(self) -> Iterator[tuple[str, str]]:
         """Yield (place, parameter) of whatever the spec gives, each once."""
@@ -235,6 +273,8 @@ class Spec:
         if self.design is not None:
             found |= {self.design.place(name): name for name in self.design.points}
         found |= {place(f"calibrate.parameters.{n}"): n for n in self.calibrated}
+        if self.windows is not None:
+            found |= {place("windows", name): name for name in (LOW, HIGH)}
         yield from found.items()
 
     def place_own(self, base: str, name: str) -> str:
@@ -334,7 +374,7 @@ class Spec:
         index = {s.name: i for i, s in enumerate(self.scenarios)}
         return tuple(
             index[
-                _name_scenario(wanted, s.axes, s.point)
+                _name_scenario(wanted, s.axes, s.point, s.window)
                 if wanted in self.bases
                 else wanted
             ]
@@ -350,10 +390,12 @@ class Spec:
             "scenarios": {name: dict(own) for name, own in self.bases.items()},
             "sweep": {axis: list(values) for axis, values in self.sweep.items()},
             "design": self.design.document() if self.design else {},
+            "windows": self.windows.document() if self.windows else {},
             "shared": _drop_none(self.shared) if self.shared else {},
             "prepare": _drop_none(self.prepare) if self.prepare else {},
             "outputs": {n: _drop_none(own) for n, own in self.outputs.items()},
             "aggregate": _write_aggregate(self.aggregate) if self.aggregate else {},
+            "join": {name: own.document() for name, own in self.join.items()},
             "bands": _drop_none(self.bands),
             "limits": _drop_none(self.limits),
             "calibrate": self.calibrate.document() if self.calibrate else {},
@@ -408,12 +450,27 @@ def _name_points(
             yield _name_scenario(None, point), point
 
 
+def _name_windows(
+    windows: Windows | None,
+) -> Iterator[tuple[int | None, Mapping[str, float]]]:
+    """Yield the number of every window, and what the model is given of it."""
+    if windows is None:
+        yield None, {}
+        return
+    for index, window in enumerate(windows.cut()):
+        yield index, window.parameters
+
+
 def _name_scenario(
-    base: str | None, axes: Mapping[str, Value], point: str | None = None
+    base: str | None,
+    axes: Mapping[str, Value],
+    point: str | None = None,
+    window: int | None = None,
 ) -> str:
     parts = [base] if base is not None else []
     parts += [f"{axis}={_write_value(value)}" for axis, value in axes.items()]
     parts += [point] if point is not None else []
+    parts += [name_window(window)] if window is not None else []
     return ",".join(parts) or DEFAULT_SCENARIO
 
 

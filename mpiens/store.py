@@ -34,6 +34,7 @@ from mpiens.layout import (
     PENDING,
     UNUSED,
     Dataset,
+    Joint,
     Layout,
     Series,
 )
@@ -174,9 +175,9 @@ class Store:
             if step or (task >= 0 and self.status[task] == FAILED):
                 yield task, texts[line].decode(errors="replace")
 
-    def forget_steps(self) -> None:
-        """Take the failures of scenarios' steps out of the table."""
-        for line in np.flatnonzero(self.read("/failures/task") >= len(self.status)):
+    def forget_steps(self, first: int) -> None:
+        """Take the failures of scenarios' steps, from one on, out of the table."""
+        for line in np.flatnonzero(self.read("/failures/task") >= first):
             self._write_tasks("/failures/task", int(line), np.array([-1]))
 
     def forget(self, tasks: NDArray[np.int64]) -> None:
@@ -275,7 +276,7 @@ class Store:
         whole = hashlib.sha256()
         entered = (
             *("/scenario", "/level", "/parameters/", "/bands/", "/summary/"),
-            *("/aggregate/", "/tasks/status"),
+            *("/aggregate/", "/tasks/status", "/windows/", "/joined/"),
             *("/trials/state", "/trials/stream", "/trials/loss", "/trials/target/"),
         )
         for dataset in self.layout.datasets():
@@ -293,27 +294,30 @@ class Store:
         whole.update(np.where(self.status == DONE, sums, 0).tobytes())
         return whole.hexdigest()
 
-    def extend(self, aggregates: tuple[Output, ...], made: Mapping[str, Any]) -> None:
-        """Add what was made of each scenario; a kill in the midst is undone by restore.
+    def extend(self, layout: Layout, made: Mapping[str, Any]) -> None:
+        """Add what a layout has beyond this file's, each array by its path.
 
-        Each is an array over the scenarios.
+        A kill in the midst is undone by restore.
         """
         self._protect()
-        self.layout = dataclasses.replace(self.layout, aggregates=aggregates)
-        datasets = list(self.layout.extension())
+        known = {dataset.path for dataset in self.layout.extension()}
+        datasets = [d for d in layout.extension() if d.path not in known]
+        self.layout = layout
         needed = sum(dataset.nbytes + 4096 for dataset in datasets)
         reserve(self.path, needed + METADATA)
         with h5py.File(self.path, "r+", locking=False) as file:
-            file.attrs["aggregates"] = _write_outputs(aggregates)
+            file.attrs["aggregates"] = _write_outputs(layout.aggregates)
+            file.attrs["joined"] = _write_joints(layout.joints)
             for act in (_create, _attach):
                 for dataset in datasets:
                     act(file, dataset)
                     file.flush()
             file.visititems(self._note)
         for dataset in datasets:
-            name = dataset.path.rpartition("/")[2]
-            data = made[name] if dataset.data is None else dataset.data
-            self.write_all(dataset.path, data)
+            if dataset.path in self._places:  # text has been written already
+                own = dataset.data is None
+                data = made[dataset.path] if own else dataset.data
+                self.write_all(dataset.path, data)
 
     def complete(self, attributes: Mapping[str, Any]) -> None:
         """Write the last attributes; a kill in the midst of it is undone by restore."""
@@ -437,6 +441,7 @@ def _lay_down(
         file.attrs["spec"] = layout.spec.to_json()
         file.attrs["outputs"] = _write_outputs(layout.row.outputs)
         file.attrs["aggregates"] = _write_outputs(layout.aggregates)
+        file.attrs["joined"] = _write_joints(layout.joints)
         file.attrs["parameter_names"] = json.dumps(list(layout.parameters))
         if layout.shard is not None:
             file.attrs["shard"] = str(layout.shard)
@@ -556,11 +561,16 @@ def _read_layout(file: h5py.File) -> Layout:
         name: Series(item.attrs["output"], item[...], item.attrs.get("scenario"))
         for name, item in file.get("observed", {}).items()
     }
-    return Layout(spec, own, Row(outputs), shard, aggregates, observed)
+    joints = tuple(Joint(**own) for own in json.loads(file.attrs.get("joined", "[]")))
+    return Layout(spec, own, Row(outputs), shard, aggregates, joints, observed)
 
 
 def _write_outputs(outputs: tuple[Output, ...]) -> str:
     return json.dumps([dataclasses.asdict(output) for output in outputs])
+
+
+def _write_joints(joints: tuple[Joint, ...]) -> str:
+    return json.dumps([dataclasses.asdict(joint) for joint in joints])
 
 
 def _read_outputs(text: str) -> tuple[Output, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
+from mpiens.assembly import judge
 from mpiens.fit import Fit, tell_coverage
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
@@ -108,6 +109,8 @@ class Table:
                 for index, entry in enumerate(self.entries)
             ],
         }
+        if joined := [vars(verdict) for verdict in judge(self._store)]:
+            document["joined"] = joined
         if self._fit is not None:
             document["calibration"] = self._fit.document()
         return json.dumps(_finite(document), indent=1)
@@ -140,6 +143,8 @@ class Table:
             console.print(self._draw(shown, output, kind))
         if scalars := [o for o in self._layout.aggregates if not o.shape]:
             console.print(self._draw_aggregates(shown, scalars))
+        for verdict in judge(self._store):
+            console.print(str(verdict), soft_wrap=True, markup=False)
         for text in self._remarks():
             console.print(text, soft_wrap=True, markup=False)
 
@@ -212,7 +217,9 @@ class Table:
         state = "complete" if self.digest else "incomplete; the same command goes on"
         yield f"{done:,} of {total:,} tasks done, {failed} failed: {state}"
         spec = self._layout.spec
-        for task, text in list(self._store.failures())[:FAILURES_SHOWN]:
+        joins = spec.step(Step.JOIN, 0)
+        first = sorted(self._store.failures(), key=lambda failure: failure[0] < joins)
+        for task, text in first[:FAILURES_SHOWN]:
             step, scenario = spec.step_of(task)
             replicate = task % spec.replicates
             what = f"replicate {replicate}" if step is None else step.name.lower()
@@ -221,6 +228,10 @@ class Table:
             why = text.partition(PRINTED)[0]  # the exception stands last in it
             last = [line for line in why.strip().splitlines() if line][-1]
             name = spec.scenarios[scenario].name
+            if step is Step.JOIN:
+                curve = next(c for c in spec.curves if scenario in c.scenarios)
+                yield from (f"failed: join {curve.name}, {t}" for t in why.splitlines())
+                continue
             yield f"failed: scenario {name}, {what}: {last}"
         if self.digest:
             took = format_seconds(float(attributes["seconds"]))

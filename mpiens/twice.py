@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mpiens import window
 from mpiens.child import Cell, on_standard_error
 from mpiens.outcome import Batch, Inputs
+from mpiens.pilot import settle_windows
 from mpiens.reader import read
 from mpiens.row import Row, settle
 from mpiens.runner import BATCH, DESCRIBE, FAILURE, STEP, Executor, Watch
@@ -130,7 +131,7 @@ def _differ(one: NDArray[np.void], other: NDArray[np.void]) -> str:
 
 def _answer(path: str, answer: str, *numbers: str) -> None:
     """Run tasks in this interpreter, and leave their rows in a file."""
-    spec = read(path).require()
+    spec = settle_windows(read(path)).require()
     rows: Rows | str
     with on_standard_error():
         try:
