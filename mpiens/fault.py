@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+_TOLD = 8  # faults of one file of data
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -47,3 +49,11 @@ def nearest(wrong: str, known: Any) -> str:
     """Return ``", did you mean ...?"`` where one of the known names is near."""
     found = difflib.get_close_matches(wrong, list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def shorten(faults: list[Fault]) -> list[Fault]:
+    """Return the first faults of a file and how many there are beside them."""
+    told = faults[:_TOLD]
+    if more := len(faults) - len(told):
+        told.append(Fault(told[0].place, f"and {more:,} more faults like these"))
+    return told

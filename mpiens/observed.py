@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens.fault import Fault, SpecError, nearest
+from mpiens.fault import Fault, SpecError, nearest, shorten
 
 Floats = NDArray[np.float64]
 Lines = list[tuple[int, list[str]]]
@@ -22,7 +22,6 @@ than what writing decimals loses, and far less than what tells two points apart.
 """
 
 _MISSING = ("", "na", "nan")  # as spreadsheets, R and pandas leave a cell
-_FAULTS_TOLD = 8  # of one file
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ def read_observed(path: Path, index: str, column: str) -> Observed:
         text = f"{path.name} has no value in column {column!r}; choose another"
         faults.append(Fault("column", text))
     if faults:
-        raise SpecError(_shorten(faults))
+        raise SpecError(shorten(faults))
     return Observed(np.array([*seen], dtype=float), np.array(values, dtype=float))
 
 
@@ -136,7 +135,7 @@ def _read_lines(path: Path) -> tuple[list[str], Lines]:
             told = f"has {len(cells)} cells, and there are {len(header)} columns"
             faults.append(Fault("data", f"{path.name}, line {number}: {told}"))
     if faults:
-        raise SpecError(_shorten(faults))
+        raise SpecError(shorten(faults))
     return header, rest
 
 
@@ -159,11 +158,3 @@ def _to_number(cell: str, column: str, *, missing: bool) -> float:
 def _hint(name: str, header: list[str]) -> str:
     """Return the nearest column, or else all there are."""
     return nearest(name, header) or f"; it has {', '.join(filter(None, header))}"
-
-
-def _shorten(faults: list[Fault]) -> list[Fault]:
-    """Return the first faults of a file and how many there are beside them."""
-    told = faults[:_FAULTS_TOLD]
-    if more := len(faults) - len(told):
-        told.append(Fault(told[0].place, f"and {more:,} more faults like these"))
-    return told

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiens.design import Design, sample
-from mpiens.fault import Fault, SpecError, nearest, place
+from mpiens.fault import Fault, SpecError, nearest, place, shorten
 from mpiens.spec import decode_date
 
 SCENARIO = "scenario"  # the column, or the key, that names a point
@@ -21,7 +21,6 @@ _INTEGER = re.compile(r"[+-]?\d{1,4000}", re.ASCII)
 _NUMBER = re.compile(
     r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)", re.ASCII
 )  # as TOML writes them, and a little looser
-_FAULTS_TOLD = 8  # of one file
 
 Scenarios = dict[str, dict[str, Any]]
 
@@ -66,7 +65,7 @@ def read_scenarios(file: str, folder: str) -> Scenarios:
     if not found:
         faults.append(Fault(where, f"{path.name} has no scenario; give it one"))
     if faults:
-        raise SpecError(_shorten(faults))
+        raise SpecError(shorten(faults))
     return found
 
 
@@ -97,7 +96,7 @@ def _read_points(design: Design, folder: str) -> Design:
         if not row.cells[name]
     ]
     if faults:
-        raise SpecError(_shorten(faults))
+        raise SpecError(shorten(faults))
     points = {name: tuple(_decode(row.cells[name]) for row in rows) for name in names}
     labels = None
     if SCENARIO in header:
@@ -186,7 +185,7 @@ def _read_csv(path: Path, where: str) -> tuple[list[str], list[Row]]:
             text = f"has {len(cells)} cells, and there are {len(header)} columns"
             faults.append(Fault(where, f"{path.name}, row {number}: {text}"))
     if faults:
-        raise SpecError(_shorten(faults))
+        raise SpecError(shorten(faults))
     return header, [
         Row(n, dict(zip(header, map(str.strip, cells), strict=True)))
         for n, cells in rest
@@ -208,11 +207,3 @@ def _decode(cell: str) -> Any:
     if _NUMBER.fullmatch(cell):
         return float(cell)
     return {"true": True, "false": False}.get(cell.lower(), cell)
-
-
-def _shorten(faults: list[Fault]) -> list[Fault]:
-    """Return the first faults of a file and how many there are beside them."""
-    told = faults[:_FAULTS_TOLD]
-    if more := len(faults) - len(told):
-        told.append(Fault(told[0].place, f"and {more:,} more faults like these"))
-    return told
