@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
+from mpiens.design import check_choices, check_ends
 from mpiens.fault import Fault, nearest, place
 
 SAMPLER = "TPE"
@@ -30,24 +31,15 @@ class Domain:
 
     def faults(self, section: str) -> Iterator[Fault]:
         """Yield what is wrong with it; ``section`` is what it stands in."""
-        if self.choices is not None:
-            for key in ("low", "high", "step"):
-                if getattr(self, key) is not None:
-                    text = "cannot go with choices; drop either"
-                    yield Fault(place(section, key), text)
-            if not self.choices:
-                way = 'give values, such as ["open", "closed"]'
-                yield Fault(place(section, "choices"), f"is empty; {way}")
+        whole = 'scale = "integer"' if self.scale == "integer" else None
+        if self.choices is None:
+            yield from check_ends(section, self.low, self.high, self.scale, whole)
+            yield from self._check_step(section)
             return
-        sound = True
-        for key in ("low", "high"):
-            if (wrong := self._judge(key, getattr(self, key))) is not None:
-                yield Fault(place(section, key), wrong)
-                sound = False
-        if sound and not self.ends[0] < self.ends[1]:
-            text = f"{self.low} is not below high = {self.high}; a range rises"
-            yield Fault(place(section, "low"), text)
-        yield from self._check_step(section)
+        keys = ("low", "high", "step")
+        given = [key for key in keys if getattr(self, key) is not None]
+        given += ["scale"] * (self.scale != "linear")
+        yield from check_choices(section, self.choices, given)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -95,19 +87,6 @@ class Domain:
         scale = f", {self.scale}" if self.scale != "linear" else ""
         step = f", step {self.step}" if self.step is not None else ""
         return f"{self.low} to {self.high}{scale}{step}"
-
-    def _judge(self, key: str, end: float | None) -> str | None:
-        if end is None:
-            return "is missing; a parameter has low and high, or choices"
-        if not math.isfinite(end):
-            return f"{end} is no end of a range; give a finite one"
-        if self.scale == "integer" and end != int(end):
-            return f'{end} is no integer, and scale = "integer" wants such ends'
-        if self.scale == "log" and key == "low" and end <= 0:
-            return f'{end} has no logarithm; scale = "log" needs low above 0'
-        if self.scale == "logit" and not 0 < end < 1:
-            return f'{end} has no logit; scale = "logit" needs ends within 0 and 1'
-        return None
 
     def _check_step(self, section: str) -> Iterator[Fault]:
         where = place(section, "step")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -35,24 +35,13 @@ class Range:
 
     def faults(self, section: str) -> Iterator[Fault]:
         """Yield what is wrong with the range; ``section`` is what it stands in."""
-        ends = {"low": self.low, "high": self.high}
-        if self.choices is not None:
-            given = [key for key, end in ends.items() if end is not None]
-            given += ["scale"] * (self.scale != "linear") + ["integer"] * self.integer
-            for key in given:
-                yield Fault(place(section, key), "cannot go with choices; drop either")
-            if not self.choices:
-                way = 'give values, such as ["open", "closed"]'
-                yield Fault(place(section, "choices"), f"is empty; {way}")
+        whole = "integer = true" if self.integer else None
+        if self.choices is None:
+            yield from check_ends(section, self.low, self.high, self.scale, whole)
             return
-        sound = True
-        for key, end in ends.items():
-            if (text := self._judge(key, end)) is not None:
-                yield Fault(place(section, key), text)
-                sound = False
-        if sound and not self._ends[0] < self._ends[1]:
-            text = f"{self.low} is not below high = {self.high}; a range rises"
-            yield Fault(place(section, "low"), text)
+        given = [key for key in ("low", "high") if getattr(self, key) is not None]
+        given += ["scale"] * (self.scale != "linear") + ["integer"] * self.integer
+        yield from check_choices(section, self.choices, given)
 
     def value(self, unit: float) -> Any:
         """Return the value at a share of the way, from 0 up to and without 1.
@@ -84,21 +73,6 @@ class Range:
             raise ValueError("a range of choices has no ends")
         return float(self.low), float(self.high)
 
-    def _judge(self, key: str, end: float | None) -> str | None:
-        """Return what is wrong with one end, if anything is."""
-        if end is None:
-            return "is missing; a range has low and high, or choices"
-        farthest = _FARTHEST_INTEGER if self.integer else _FARTHEST
-        if not abs(end) <= farthest:
-            return f"{end} is no end of a range; give one up to {farthest:.3g}"
-        if self.integer and end != int(end):
-            return f"{end} is no integer, and integer = true wants such ends"
-        if self.scale == "log" and key == "low" and end <= 0:
-            return f'{end} has no logarithm; scale = "log" needs low above 0'
-        if self.scale == "logit" and not 0 < end < 1:
-            return f'{end} has no logit; scale = "logit" needs ends within 0 and 1'
-        return None
-
     def _stretch(self, unit: float, low: float, high: float) -> float:
         """Return the value at a share of the way on the range's scale."""
         match self.scale:
@@ -110,6 +84,53 @@ class Range:
                 return 1 / (1 + math.exp(-(first + unit * (last - first))))
             case _:
                 return low + unit * (high - low)
+
+
+def check_choices(
+    section: str, choices: Sequence[Any], beside: Sequence[str]
+) -> Iterator[Fault]:
+    """Yield what is wrong with choices; ``beside`` are the keys given with them."""
+    for key in beside:
+        yield Fault(place(section, key), "cannot go with choices; drop either")
+    if not choices:
+        way = 'give values, such as ["open", "closed"]'
+        yield Fault(place(section, "choices"), f"is empty; {way}")
+
+
+def check_ends(
+    section: str,
+    low: float | None,
+    high: float | None,
+    scale: str,
+    whole: str | None,
+) -> Iterator[Fault]:
+    """Yield what is wrong with a range; ``whole`` is what asks for integers, if so."""
+    sound = True
+    for key, end in (("low", low), ("high", high)):
+        if (text := _judge_end(key, end, scale, whole)) is not None:
+            yield Fault(place(section, key), text)
+            sound = False
+    if sound and low is not None and high is not None and not low < high:
+        text = f"{low} is not below high = {high}; a range rises"
+        yield Fault(place(section, "low"), text)
+
+
+def _judge_end(
+    key: str, end: float | None, scale: str, whole: str | None
+) -> str | None:
+    """Return what is wrong with one end, if anything is."""
+    if end is None:
+        return "is missing; a range has low and high, or choices"
+    farthest = _FARTHEST_INTEGER if whole else _FARTHEST
+    if not abs(end) <= farthest:
+        return f"{end} is no end of a range; give one up to {farthest:.3g}"
+    if whole and end != int(end):
+        return f"{end} is no integer, and {whole} wants such ends"
+    if scale == "log" and key == "low" and end <= 0:
+        return f'{end} has no logarithm; scale = "log" needs low above 0'
+    if scale == "logit" and not 0 < end < 1:
+        return f'{end} has no logit; scale = "logit" needs ends within 0 and 1'
+    return None
 
 
 @dataclass(frozen=True)
