@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mpiens.layout import COMPLETE
 from mpiens.ledger import Ledger
 from mpiens.spec import Spec, name_trial
 from mpiens.streams import hash_name
@@ -31,7 +30,7 @@ def make_spec(ledger: Ledger, spec: Spec) -> Spec | None:
         return None
     if ledger.best is None:
         return None
-    chosen = _rank(ledger)[: confirm.top]
+    chosen = ledger.ranking()[: confirm.top]
     names = [name_trial(trial, None) for trial in chosen]
     if confirm.posterior:
         chosen = _draw(ledger, confirm.top, spec.ensemble.seed)
@@ -47,21 +46,13 @@ def make_spec(ledger: Ledger, spec: Spec) -> Spec | None:
     return dataclasses.replace(spec, calibrate=None, bases=bases, ensemble=ensemble)
 
 
-def _rank(ledger: Ledger) -> list[int]:
-    """Return the complete trials, the one with the least loss first."""
-    complete = np.flatnonzero(ledger.state == COMPLETE)
-    order = np.argsort(ledger["loss"][complete], kind="stable")
-    ranked: list[int] = complete[order].tolist()
-    return ranked
-
-
 def _draw(ledger: Ledger, count: int, seed: int) -> list[int]:
     """Return trials drawn by exp(-loss), a loss being minus the log of a likelihood.
 
     The draw is systematic (Kitagawa, J. Comput. Graph. Stat. 5, 1996): a trial of
     weight w comes floor(count w) or ceil(count w) times.
     """
-    ranked = np.array(_rank(ledger))
+    ranked = np.array(ledger.ranking())
     losses = ledger["loss"][ranked]
     ends = np.cumsum(np.exp(losses[0] - losses))
     key = (hash_name("confirm"),)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.confirm import DRAW
-from mpiens.layout import COMPLETE, DONE, FAILED_TRIAL, TRIAL_STATE, UNASKED
+from mpiens.layout import COMPLETE, DONE, FAILED_TRIAL, TRIAL_STATE
 from mpiens.ledger import Ledger
 from mpiens.progress import format_seconds
 from mpiens.store import Store
@@ -27,13 +27,6 @@ class Fit:
         self._store = store
         self._ledger = Ledger.of(store)
         self._calibrate = store.layout.spec.calibrate
-        self._complete = np.flatnonzero(self._ledger.state == COMPLETE)
-
-    def ranked(self) -> list[int]:
-        """Return the complete trials, the one with the least loss first."""
-        losses = self._ledger["loss"][self._complete]
-        ranked: list[int] = self._complete[np.argsort(losses, kind="stable")].tolist()
-        return ranked
 
     def document(self) -> dict[str, Any]:
         """Return all of it, for JSON."""
@@ -70,7 +63,7 @@ class Fit:
         parameters = [*calibrate.parameters] if calibrate else []
         for name in ("loss", *targets, *parameters):
             drawn.add_column(name, justify="right")
-        for trial in self.ranked()[:SHOWN]:
+        for trial in self._ledger.ranking()[:SHOWN]:
             own, losses = ledger.parameters(trial), ledger.losses(trial) or {}
             numbers = [float(ledger["loss"][trial]), *(losses[n] for n in targets)]
             cells = [_write(number) for number in numbers]
@@ -82,9 +75,10 @@ class Fit:
     def remarks(self) -> Iterator[str]:
         """Yield how far it is, how the loss fell, and where the time went."""
         state = self._ledger.state
+        complete = int((state == COMPLETE).sum())
         failed = int((state == FAILED_TRIAL).sum())
-        running = int((state != UNASKED).sum()) - len(self._complete) - failed
-        counts = f"{len(self._complete):,} complete, {failed:,} failed"
+        running = self._ledger.asked - complete - failed
+        counts = f"{complete:,} complete, {failed:,} failed"
         counts += f", {running:,} running" if running else ""
         wanted = len(state)
         yield f"{self._ledger.asked:,} trials of {wanted:,} at most: {counts}"

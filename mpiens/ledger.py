@@ -80,6 +80,13 @@ class Ledger:
         losses = np.where(self.state == COMPLETE, self["loss"], np.nan)
         return None if np.isnan(losses).all() else int(np.nanargmin(losses))
 
+    def ranking(self) -> list[int]:
+        """Return the complete trials, the one with the least loss first."""
+        complete = np.flatnonzero(self.state == COMPLETE)
+        order = np.argsort(self["loss"][complete], kind="stable")
+        ranked: list[int] = complete[order].tolist()
+        return ranked
+
     def parameters(self, trial: int) -> Mapping[str, Any]:
         """Return the parameters of a trial that was asked for."""
         return self._parameters[trial]
