@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.confirm import DRAW
+from mpiens.grid import Grid
 from mpiens.layout import COMPLETE, DONE, FAILED_TRIAL, TRIAL_STATE
 from mpiens.ledger import Ledger
 from mpiens.progress import format_seconds
@@ -48,29 +49,19 @@ class Fit:
 
     def draw(self) -> Any:
         """Return the table of the best trials."""
-        from rich import box, table  # noqa: PLC0415  (only show's)
-
         ledger = self._ledger
-        drawn = table.Table(
-            title="best trials",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        drawn.add_column("trial")
+        drawn = Grid("best trials")
         calibrate = self._calibrate
         targets = [*calibrate.targets] if calibrate else []
         parameters = [*calibrate.parameters] if calibrate else []
-        for name in ("loss", *targets, *parameters):
-            drawn.add_column(name, justify="right")
+        drawn.add_columns("trial", ["loss", *targets, *parameters])
         for trial in self._ledger.ranking()[:SHOWN]:
             own, losses = ledger.parameters(trial), ledger.losses(trial) or {}
             numbers = [float(ledger["loss"][trial]), *(losses[n] for n in targets)]
             cells = [_write(number) for number in numbers]
             cells += [_write(own[name]) for name in parameters]
-            escaped = (cell.replace("[", "\\[") for cell in cells)
-            drawn.add_row(str(trial), *escaped)
-        return drawn
+            drawn.add_row([str(trial), *cells])
+        return drawn.drawn
 
     def remarks(self) -> Iterator[str]:
         """Yield how far it is, how the loss fell, and where the time went."""

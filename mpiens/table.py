@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpiens import bands
 from mpiens.assembly import judge
 from mpiens.fit import Fit, tell_coverage
+from mpiens.grid import Grid
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
@@ -149,23 +150,15 @@ class Table:
             console.print(text, soft_wrap=True, markup=False)
 
     def _draw(self, shown: list[Entry], output: Output, kind: str) -> Any:
-        from rich import box, table  # noqa: PLC0415
-
         band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
         title = f"{output.name}, {kind.replace('_', ' ')}"
         if output.units and kind != "peak_time":
             title += f" ({output.units})"
-        title = title.replace("[", "\\[")
-        drawn = table.Table(
-            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-        )
-        drawn.add_column("scenario")
-        drawn.add_column("replicates", justify="right")
-        drawn.add_column("mean", justify="right")
-        drawn.add_column(f"median \\{band}", justify="right")
+        drawn = Grid(title)
+        columns = ["replicates", "mean", f"median {band}"]
         if self._layout.has_baseline:
-            drawn.add_column("baseline", justify="right")
-            drawn.add_column(f"mean difference \\{band}", justify="right")
+            columns += ["baseline", f"mean difference {band}"]
+        drawn.add_columns("scenario", columns)
         for entry in shown:
             line = next(
                 line
@@ -178,30 +171,22 @@ class Table:
                 cells.append(f"vs {entry.baseline} {line.baseline}")
                 low, high = _write(spread.low), _write(spread.high)
                 cells.append(f"{_write(spread.mean)} [{low}, {high}]")
-            drawn.add_row(*(cell.replace("[", "\\[") for cell in cells))
-        return drawn
+            drawn.add_row(cells)
+        return drawn.drawn
 
     def _draw_aggregates(self, shown: list[Entry], scalars: list[Output]) -> Any:
-        from rich import box, table  # noqa: PLC0415
-
-        drawn = table.Table(
-            title="aggregates",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        drawn.add_column("scenario")
-        columns = []
-        for output in scalars:
-            units = f" ({output.units})" if output.units else ""
-            drawn.add_column(
-                f"{output.name}{units}".replace("[", "\\["), justify="right"
-            )
-            columns.append(self._store.read(f"/aggregate/{output.name}").tolist())
-        for entry, values in zip(shown, zip(*columns, strict=True), strict=False):
-            name = entry.name.replace("[", "\\[")
-            drawn.add_row(name, *(_write(float(value)) for value in values))
-        return drawn
+        drawn = Grid("aggregates")
+        columns = [
+            f"{output.name} ({output.units})" if output.units else output.name
+            for output in scalars
+        ]
+        drawn.add_columns("scenario", columns)
+        values = [
+            self._store.read(f"/aggregate/{output.name}").tolist() for output in scalars
+        ]
+        for entry, own in zip(shown, zip(*values, strict=True), strict=False):
+            drawn.add_row([entry.name, *(_write(float(value)) for value in own)])
+        return drawn.drawn
 
     def _remarks(self) -> Iterator[str]:
         attributes = self._store.attributes

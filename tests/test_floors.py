@@ -21,7 +21,7 @@ FLOORS = {
         *("spec", "points", "bands", "pool"),
         *("checks", "reader", "streams", "row", "observed", "loss"),
         *("outcome", "trial", "shard", "layout", "growth", "inquiry"),
-        *("deadline", "progress", "compilation"),
+        *("deadline", "progress", "grid", "compilation"),
         *("allocation", "provenance"),
     ],
     "seams": [
