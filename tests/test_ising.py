@@ -7,7 +7,6 @@ all states one by one, against a transfer matrix, and against the partition func
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Launcher
-from test_small_examples import EXAMPLES, SEED
+from test_small_examples import EXAMPLES, SEED, import_file
 
 import mpiens
 
@@ -28,16 +27,7 @@ T9 = 2.262  # of Student's t with nine degrees of freedom: 95 % are within
 STEPS = {"windows": 1_000_000, "windows16": 4_000_000}  # of the 4 and 30 millions
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"ising_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-exact = load(HERE / "exact.py")
+exact = import_file(HERE / "exact.py")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The model, beside a cache of its own: numba cannot use that of another name."""
     pytest.importorskip("numba")
     folder = tmp_path_factory.mktemp("model")
-    return load(Path(shutil.copy(HERE / "model.py", folder)))
+    return import_file(Path(shutil.copy(HERE / "model.py", folder)))
 
 
 # The exact densities of states

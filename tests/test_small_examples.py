@@ -36,15 +36,19 @@ def run_example(name: str, folder: Path) -> Launcher:
     return launcher
 
 
-def import_model(name: str) -> ModuleType:
-    """Import an example's model, anew: nothing of earlier tasks is in it."""
-    path = EXAMPLES / name / "model.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_model", path)
+def import_file(path: Path) -> ModuleType:
+    """Import a file of an example, anew: nothing of earlier tasks is in it."""
+    name = f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def import_model(name: str) -> ModuleType:
+    return import_file(EXAMPLES / name / "model.py")
 
 
 def same_alone(launcher: Launcher, name: str) -> None:
