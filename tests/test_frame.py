@@ -282,6 +282,7 @@ def test_without_pyarrow_the_way_to_it_is_told(
     from mpiens.__main__ import main
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")  # which main would set for every test
     monkeypatch.chdir(finished)
     assert main(["show", "sweep.h5", "--parquet", "table.parquet"]) == 2
     told = capsys.readouterr().err

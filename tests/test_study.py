@@ -230,7 +230,8 @@ def test_optuna_is_loaded_by_the_root_alone(fit: Path, launcher: Launcher) -> No
         "import mpiens.mpi as mpi\n"
         "finish = mpi.finish\n"
         "def told(comm, code):\n"
-        "    print('rank', comm.rank, 'optuna' in sys.modules, file=sys.stderr)\n"
+        "    loaded = 'optuna' in sys.modules\n"
+        "    sys.stderr.write(f'rank {comm.rank} {loaded}\\n')\n"  # in one piece
         "    finish(comm, code)\n"
         "mpi.finish = told\n"
         "from mpiens.__main__ import main\n"
