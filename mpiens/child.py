@@ -287,15 +287,16 @@ class Cell:
 
     def __init__(self) -> None:
         memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
-        self._whole = memory.cast("q")  # the task, -, its process
+        self._whole = memory.cast("q")  # the task, -, its process, if it is a burst
         self._real = memory.cast("d")  # -, since when
         self.clear()
 
-    def write(self, task: int) -> None:
-        """A task begins now, in this process."""
+    def write(self, task: int, *, burst: bool = False) -> None:
+        """A task begins now, in this process, or a burst of tasks."""
         self.clear()
         self._real[1] = time.monotonic()
         self._whole[2] = os.getpid()
+        self._whole[3] = burst
         self._whole[0] = task
 
     def clear(self) -> None:
@@ -309,6 +310,11 @@ class Cell:
             if self._whole[0] == task:
                 return task, since
         return -1, 0.0
+
+    @property
+    def burst(self) -> bool:
+        """Whether more than one task runs, and nobody knows which."""
+        return self._whole[0] >= 0 and bool(self._whole[3])
 
     @property
     def process(self) -> int:

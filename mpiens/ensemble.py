@@ -70,8 +70,7 @@ class Seat:
         """
         mates: tuple[int, ...] = ()
         if comm.size > 1:
-            node = comm.node()
-            pids = node.bcast(node.gather(os.getpid()))
+            pids = comm.meet(comm.node())
             mates = tuple(pid for pid in pids if pid != os.getpid())
             self.lone = not mates
         self.set_heartbeat(comm, Heartbeat(Limits().heartbeat, mates))
@@ -260,8 +259,8 @@ def _deal(
     """Let the root deal, and the others work; return on the root how that ended."""
     try:
         if manager is not None:
-            return manager.run(mpi.Backoff(), unsent)
-        work(comm, worker, watch, mpi.Backoff(), unsent)
+            return manager.run(mpi.Backoff(comm.patience), unsent)
+        work(comm, worker, watch, mpi.Backoff(comm.patience), unsent)
     except SilentRank as news:
         text = "what is finished is kept; run the same command again"
         print(f"mpiens: {news}: {text}", file=sys.stderr)

@@ -25,6 +25,7 @@ from mpiens.child import (
     end_children,
     on_standard_error,
 )
+from mpiens.executor import Watch
 from mpiens.fault import Fault, SpecError, nearest
 from mpiens.layout import COMPLETE, DONE, FAILED, FAILED_TRIAL
 from mpiens.ledger import Ledger
@@ -33,7 +34,7 @@ from mpiens.pilot import settle_windows
 from mpiens.program import tell_kept
 from mpiens.reader import locate_faults, read
 from mpiens.row import Row, checksum, describe
-from mpiens.runner import Watch, tell_end, tell_overdue
+from mpiens.runner import tell_end, tell_overdue
 from mpiens.scoring import Scorer
 from mpiens.spec import Spec, Step
 from mpiens.steps import Steps, unpack

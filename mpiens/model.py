@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import json
 import pickle
-import random
 import re
 import sys
 import traceback
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiens import program
+from mpiens import generators, program
 from mpiens.expression import Expression
 from mpiens.fault import Fault, SpecError, nearest, place
 from mpiens.program import Program, ProgramError
@@ -28,6 +27,8 @@ from mpiens.streams import Stream
 from mpiens.trial import Given
 
 Function = Callable[..., Any]
+Call = Callable[[int, Stream], Any]
+"""What runs a task: given its replicate and its stream."""
 _REDUCE = ("shared", "scenario", "replicate")  # its numbers are drawn already
 KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -192,38 +193,54 @@ class Model:
         self._shared = shared()
 
     def offer(self, scenario: Scenario, stream: Stream) -> dict[str, Callable[[], Any]]:
-        """Return what a function gets where it names it; seed the generators of old."""
-        seed = stream.seed
-        random.seed(seed)  # for models that draw from Python's own generator
-        np.random.seed(seed)
+        """Return what a step's function gets where it names it; seed what is global."""
+        generators.seed(stream.seed)
         return {
             "rng": stream.rng,
-            "seed": lambda: seed,
+            "seed": lambda: stream.seed,
             "shared": lambda: self._shared,
             "scenario": lambda: scenario.name,
         }
 
-    def run(self, task: int, stream: Stream, prepared: bytes = b"") -> Any:
-        """Run one task under its stream and return what the model returned, reduced.
+    def bind(self, index: int, given: bytes = b"") -> Call:
+        """Return what runs the tasks of a scenario: a function of replicate and stream.
 
+        It returns what the model returned, reduced; what is global it leaves unseeded.
         What its scenario's step has prepared comes pickled: every task gets its own;
         so does what a trial of a calibration is given.
         """
-        index, replicate = self._spec.locate(task)
         scenario = self._spec.scenarios[index]
-        parameters = scenario.parameters
+        parameters, prepared = scenario.parameters, given
         if self._spec.calibrate is not None:
-            given: Given = pickle.loads(prepared)
-            parameters, prepared = given.fill(scenario), b""
-        offered = self.offer(scenario, stream)
-        offered["replicate"] = lambda: replicate
-        offered["prepared"] = lambda: pickle.loads(prepared) if prepared else None
-        extras = {name: offered[name]() for name in self._takes}
-        result = self._function(**parameters, **extras)
-        if self._reduce is None:
-            return result
-        extras = {name: offered[name]() for name in self._reduce_takes}
-        return self._reduce(result, **extras)
+            trial: Given = pickle.loads(given)
+            parameters, prepared = trial.fill(scenario), b""
+        makers: dict[str, Call] = {
+            "rng": lambda _, stream: stream.rng(),
+            "seed": lambda _, stream: stream.seed,
+            "shared": lambda _, __: self._shared,
+            "scenario": lambda _, __: scenario.name,
+            "replicate": lambda replicate, _: replicate,
+            "prepared": lambda _, __: pickle.loads(prepared) if prepared else None,
+        }
+        function, reduce = self._function, self._reduce
+        taken = [(name, makers[name]) for name in sorted(self._takes)]
+        reduced = [(name, makers[name]) for name in sorted(self._reduce_takes)]
+
+        def call(replicate: int, stream: Stream) -> Any:
+            extras = {name: make(replicate, stream) for name, make in taken}
+            result = function(**parameters, **extras)
+            if reduce is None:
+                return result
+            extras = {name: make(replicate, stream) for name, make in reduced}
+            return reduce(result, **extras)
+
+        return call
+
+    def run(self, task: int, stream: Stream, given: bytes = b"") -> Any:
+        """Run one task under its stream and return what the model returned, reduced."""
+        index, replicate = self._spec.locate(task)
+        generators.seed(stream.seed)
+        return self.bind(index, given)(replicate, stream)
 
 
 def format_failure(error: BaseException) -> str:

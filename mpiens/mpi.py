@@ -29,6 +29,7 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402  (the two lines above have to come first)
 
+from mpiens.bell import Bell  # noqa: E402
 from mpiens.farewell import see_off, tied  # noqa: E402
 
 START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for every rank
@@ -36,7 +37,8 @@ OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 FAREWELL = 15  # seconds that tolerant ranks wait for each other at the very end
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
-SHORT, LONG = 20e-6, 10e-3  # seconds slept between two looks, at first and at most
+# seconds slept between two looks: at first, at most, and at most where a bell rings
+SHORT, LONG, WOKEN = 20e-6, 10e-3, 20e-3
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,10 +48,11 @@ class LaunchError(RuntimeError):
 
 
 class Backoff:
-    """Sleeps that grow from 20 us to 10 ms while nothing happens."""
+    """Sleeps that grow from 20 us to some milliseconds while nothing happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LONG) -> None:
         self.seconds = SHORT
+        self._longest = longest
 
     def reset(self) -> None:
         """Something happened: be quick again."""
@@ -57,7 +60,7 @@ class Backoff:
 
     def next(self) -> float:
         """Return how long to sleep now."""
-        self.seconds = min(self.seconds * 1.5, LONG)
+        self.seconds = min(self.seconds * 1.5, self._longest)
         return self.seconds
 
     def sleep(self) -> None:
@@ -114,6 +117,8 @@ class Comm:
     tolerant: bool = False
     on_wait: Callable[[], None] | None = None  # called now and then while waiting
     whole: bool = True  # no rank has been lost so far
+    bell: Bell = field(default_factory=Bell)
+    patience: float = LONG  # seconds after which one looks even if nobody has rung
     _sends: list[tuple[MPI.Request, int, Buffer]] = field(default_factory=list)
     _looks: int = 0
 
@@ -132,6 +137,7 @@ class Comm:
         """Send without waiting; the data has arrived when it leaves ``unsent``."""
         request = self.raw.Issend([data, MPI.BYTE], dest=target, tag=tag)
         self._sends.append((request, tag, data))
+        self.bell.ring(target)
 
     @_noticing
     def whisper(self, target: int, tag: int) -> None:
@@ -223,6 +229,18 @@ class Comm:
         split = self.raw.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         return Comm(MPI.Intracomm(split), self.tolerant, self.on_wait)
 
+    def meet(self, node: Comm) -> list[int]:
+        """Let the ranks of this node wake each other; return their pids.  Collective.
+
+        Where all that may have something to say can be rung, one looks less often.
+        """
+        mine = self.rank, os.getpid(), self.bell.hang()
+        found = node.bcast(node.gather(mine))
+        self.bell.know({rank: address for rank, _, address in found})
+        talkers = range(1, self.size) if self.rank == 0 else [0]
+        self.patience = WOKEN if all(map(self.bell.ring, talkers)) else LONG
+        return [pid for _, pid, _ in found]
+
     @_noticing
     def leaders(self, node: Comm) -> Comm | None:
         """Return the communicator of the first rank of every node; None elsewhere."""
@@ -264,6 +282,8 @@ class Comm:
             if agreed:
                 signal.alarm(0)
                 self.raw = MPI.Intracomm(survivors)
+                self.bell.know({})  # ranks have other numbers now
+                self.patience = LONG
                 self.whole = False
                 self._sends = []
                 return

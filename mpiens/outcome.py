@@ -21,6 +21,9 @@ Inputs = Mapping[int, bytes]
 """What tasks are given beside parameters and stream, by the index of their scenario."""
 
 PRINTED = "The model's last lines of output:"
+# kinds of frames between a supervisor and its runner: the first two are orders, the
+# others are news
+ROW, TASKS, BATCH, FAILURE, DESCRIBE, STEP = range(6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens.spec import RAGGED, Spec
+
+_PLAIN = {float, int, np.float64, np.int64}
+_PLAIN_TYPES = (np.dtype(np.float64), np.dtype(np.int64))
 
 Described = Mapping[str, tuple[tuple[int, ...], str]]
 """Output name to (shape, dtype), as the first task that succeeded returned it."""
@@ -79,6 +82,34 @@ class Output:
             + ("" if self.padded else "; where lengths differ, give [outputs] a length")
         )
 
+    def fill_all(self, rows: Any, values: list[Any]) -> bool:
+        """Put what many tasks returned into their rows, where it is all of one kind.
+
+        Else it returns False, and it is for ``cast`` to say what becomes of it.
+        """
+        given = self._stack(values)
+        if given is None or not np.can_cast(given.dtype, self.dtype, "same_kind"):
+            return False
+        if self.finite and not np.isfinite(given).all():
+            return False
+        rows[self.name] = given
+        return True
+
+    def _stack(self, values: list[Any]) -> NDArray[Any] | None:
+        """Return plain numbers, or arrays that are shaped as stored, as one array."""
+        kinds = {*map(type, values)}
+        if self.ragged or self.boolean or len(kinds) != 1:
+            return None
+        if kinds == {np.ndarray}:
+            like = {(value.shape, value.dtype) for value in values}
+            alike = len(like) == 1 and values[0].shape == self.shape
+            known = values[0].dtype.kind in "biuf"
+            return np.array(values) if alike and known else None
+        if self.shape != () or not kinds <= _PLAIN:
+            return None
+        given = np.array(values)  # some integers are too large for their usual type
+        return given if given.dtype in _PLAIN_TYPES else None
+
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return (
             len(shape) == len(self.shape)
@@ -129,6 +160,19 @@ class Row:
             row[output.name] = output.cast(returned[output.name])
             if output.ragged:
                 row[f"{output.name}.length"] = len(returned[output.name])
+
+    def fill_all(self, rows: Any, returned: Sequence[Any]) -> None:
+        """Put what many tasks returned into their rows; OutputError where one is wrong.
+
+        As ``fill`` does it for each, but sooner where all are alike.
+        """
+        names = {o.name for o in self.outputs}
+        if all(isinstance(one, dict) and one.keys() == names for one in returned):
+            columns = ((o, [one[o.name] for one in returned]) for o in self.outputs)
+            if all(output.fill_all(rows, values) for output, values in columns):
+                return
+        for row, one in zip(rows, returned, strict=True):
+            self.fill(row, one)
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:

@@ -14,7 +14,7 @@ The algorithm is numpy's ``SeedSequence``, which follows M. E. O'Neill,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mpiens.spec import Spec
 
 Words = NDArray[np.uint32]
+State = NDArray[np.uint64]
 
 _POOL = 4
 _INIT_A, _MULT_A = 0x43B0D7E5, 0x931E8875
@@ -32,6 +33,9 @@ _INIT_B, _MULT_B = 0x8B51F9DD, 0x58F38DED
 _MIX_L, _MIX_R = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
 _SHIFT = np.uint32(16)
 _STATE_WORDS = 8  # 4 words of 64 bits, what PCG64 asks for
+_FEW = 8  # streams that are made sooner one by one
+_WORD = 1 << 32
+_Generator, _PCG64 = np.random.Generator, np.random.PCG64
 
 
 def hash_name(name: str) -> int:
@@ -44,13 +48,14 @@ def spawn_key(name: str, replicate: int, *, common: bool) -> tuple[int, ...]:
     return (replicate,) if common else (hash_name(name), replicate)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for a frozen one takes three times as long
 class Stream:
     """The stream of one task: ``seed`` for foreign generators, ``rng()`` for numpy."""
 
     entropy: int
     key: tuple[int, ...]
     words: Words
+    state: State  # the words in pairs
 
     @property
     def seed(self) -> int:
@@ -60,18 +65,20 @@ class Stream:
     def rng(self) -> np.random.Generator:
         """Return a fresh ``default_rng`` at the start of this stream."""
         known: Any = _Known(self)  # numpy's stubs know its own sequences only
-        return np.random.Generator(np.random.PCG64(known))
+        return _Generator(_PCG64(known))
 
 
-def of(spec: Spec, numbers: Iterable[int]) -> Iterator[Stream]:
+def of(spec: Spec, numbers: Sequence[int]) -> Iterator[Stream]:
     """Yield the streams of tasks, or of scenarios' steps, by their numbers."""
-    return make(spec.ensemble.seed, [_key(spec, number) for number in numbers])
+    entropy = spec.ensemble.seed
+    if len(numbers) < _FEW or max(numbers) >= spec.tasks or spec.replicates > _WORD:
+        return make(entropy, [_key(spec, number) for number in numbers])
+    return _of_many(spec, np.array(numbers, np.int64))
 
 
 def make(entropy: int, keys: Sequence[tuple[int, ...]]) -> Iterator[Stream]:
     """Yield the streams with these spawn keys."""
-    for key, words in zip(keys, state_words(entropy, keys), strict=True):
-        yield Stream(entropy, key, words)
+    return _pair(entropy, keys, state_words(entropy, keys))
 
 
 def state_words(entropy: int, keys: Sequence[tuple[int, ...]]) -> Words:
@@ -84,16 +91,53 @@ def state_words(entropy: int, keys: Sequence[tuple[int, ...]]) -> Words:
     assembled = [[w for part in key for w in _split(part)] for key in keys]
     for index, key_words in enumerate(assembled):
         groups.setdefault(len(key_words), []).append(index)
+    for indices in groups.values():
+        own = np.array([assembled[index] for index in indices], dtype=np.uint32)
+        words[indices] = _words(entropy, own.T)
+    return words
+
+
+def _of_many(spec: Spec, tasks: NDArray[np.int64]) -> Iterator[Stream]:
+    """Yield the streams of tasks, whose keys are put together all at once."""
+    scenarios, replicates = np.divmod(tasks, spec.replicates)
+    met, which = np.unique(scenarios, return_inverse=True)
+    names = [spec.scenarios[index].name for index in met.tolist()]
+    heads = [spawn_key(name, 0, common=spec.common)[:-1] for name in names]
+    split = [[w for part in head for w in _split(part)] for head in heads]
+    words = np.empty((len(tasks), _STATE_WORDS), dtype=np.uint32)
+    for length in set(map(len, split)):  # a hash may begin with zeros
+        like = [own if len(own) == length else [0] * length for own in split]
+        has = np.array([len(own) == length for own in split])[which]
+        columns = np.empty((length + 1, int(has.sum())), dtype=np.uint32)
+        columns[:-1] = np.array(like, np.uint32).reshape(len(met), length)[which[has]].T
+        columns[-1] = replicates[has]
+        words[has] = _words(spec.ensemble.seed, columns)
+    keys = [
+        (*heads[index], replicate)
+        for index, replicate in zip(which.tolist(), replicates.tolist(), strict=True)
+    ]
+    return _pair(spec.ensemble.seed, keys, words)
+
+
+def _pair(
+    entropy: int, keys: Sequence[tuple[int, ...]], words: Words
+) -> Iterator[Stream]:
+    """Yield streams by their keys and words, numpy's 64-bit words made of them too."""
+    # numpy joins word pairs lowest first, whatever the byte order
+    low, high = words[:, 0::2], words[:, 1::2]
+    states = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
+    for key, own, state in zip(keys, words, states, strict=True):
+        yield Stream(entropy, key, own, state)
+
+
+def _words(entropy: int, key: Words) -> Words:
+    """Return the state words (stream, word) of spawn keys (word, stream)."""
     run = _split(entropy)
     run += [0] * (_POOL - len(run))  # numpy pads before a spawn key
-    for length, indices in groups.items():
-        columns = np.empty((len(run) + length, len(indices)), dtype=np.uint32)
-        columns[: len(run)] = np.array(run, dtype=np.uint32)[:, None]
-        columns[len(run) :] = np.array(
-            [assembled[index] for index in indices], dtype=np.uint32
-        ).T
-        words[indices] = _generate(_mix_entropy(columns)).T
-    return words
+    columns = np.empty((len(run) + len(key), key.shape[1]), dtype=np.uint32)
+    columns[: len(run)] = np.array(run, dtype=np.uint32)[:, None]
+    columns[len(run) :] = key
+    return np.asarray(_generate(_mix_entropy(columns)).T)
 
 
 def _key(spec: Spec, number: int) -> tuple[int, ...]:
@@ -156,17 +200,18 @@ def _generate(pool: list[Words]) -> Words:
 class _Known(ISpawnableSeedSequence):
     """A seed sequence whose first words are known; the rest is asked of numpy."""
 
+    __slots__ = ("_full", "_stream")
+
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._full: np.random.SeedSequence | None = None
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        if dtype is np.uint64 and n_words == _STATE_WORDS // 2:  # as PCG64 asks
+            return self._stream.state
         wanted = np.dtype(dtype)
         if wanted == np.uint64 and n_words * 2 <= _STATE_WORDS:
-            # numpy joins word pairs lowest first, whatever the byte order
-            low, high = self._stream.words[0::2], self._stream.words[1::2]
-            joined = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
-            return joined[:n_words]
+            return self._stream.state[:n_words].copy()
         if wanted == np.uint32 and n_words <= _STATE_WORDS:
             return self._stream.words[:n_words].copy()
         return self._sequence().generate_state(n_words, dtype)

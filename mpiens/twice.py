@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from mpiens import window
 from mpiens.child import Cell, on_standard_error
-from mpiens.outcome import Batch, Inputs
+from mpiens.executor import Executor, Watch
+from mpiens.outcome import BATCH, DESCRIBE, FAILURE, STEP, Batch, Inputs
 from mpiens.pilot import settle_windows
 from mpiens.reader import read
 from mpiens.row import Row, settle
-from mpiens.runner import BATCH, DESCRIBE, FAILURE, STEP, Executor, Watch
 from mpiens.spec import Spec, Step
 from mpiens.trial import make_example
 

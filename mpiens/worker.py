@@ -11,10 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mpiens.bell import Bell
 from mpiens.child import Ended, is_stopped
 from mpiens.heartbeat import Stillness
 from mpiens.outcome import (
+    BATCH,
+    DESCRIBE,
+    FAILURE,
     PRINTED,
+    ROW,
+    STEP,
+    TASKS,
     Batch,
     Description,
     Failure,
@@ -24,18 +31,7 @@ from mpiens.outcome import (
 )
 from mpiens.program import tell_kept
 from mpiens.row import Row
-from mpiens.runner import (
-    BATCH,
-    DESCRIBE,
-    FAILURE,
-    ROW,
-    STEP,
-    TASKS,
-    WHERE,
-    Runner,
-    tell_end,
-    tell_overdue,
-)
+from mpiens.runner import WHERE, Runner, tell_end, tell_overdue
 from mpiens.spec import Limits
 
 News = tuple[int, bytearray]
@@ -67,6 +63,7 @@ class Worker:
     _looked: float = 0.0
     _away: tuple[int, float, float] = (-1, 0.0, 0.0)  # a task, its start, time forgiven
     _failed_starts: int = 0
+    _careful: bool = False  # a runner died in a burst: none of ours has any from now on
 
     def __post_init__(self) -> None:
         self.runner = self.start()
@@ -122,7 +119,8 @@ class Worker:
             if self._inputs:
                 wanted = {self.scenario_of(task) for task in tasks.tolist()}
                 inputs = {k: v for k, v in self._inputs.items() if k in wanted}
-            self.runner.send(TASKS, pickle.dumps((tasks, attempt, inputs)))
+            order = tasks, attempt, inputs, self._careful
+            self.runner.send(TASKS, pickle.dumps(order))
         ended = False
         try:
             for kind, data in self.runner.poll():
@@ -133,9 +131,9 @@ class Worker:
         if ended:  # not within the except: the new runner would inherit the exception
             yield from self._recover()
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until the runner has something to say, at most so long."""
-        self.runner.wait(seconds)
+    def wait(self, seconds: float, bell: Bell) -> bool:
+        """Sleep until the runner has something to say or the bell rings: if it did."""
+        return self.runner.wait(seconds, bell)
 
     def close(self) -> None:
         """End the runner."""
@@ -221,13 +219,15 @@ class Worker:
     def _recover(self) -> Iterator[News]:
         """Put a new runner in a dead one's place, and blame the task that it ran."""
         task, since = self.runner.cell.read()
+        if burst := self.runner.cell.burst:  # one of many, to be found with care
+            task, self._careful = -1, True
         code = self.runner.bury()
         seconds = time.monotonic() - since if task >= 0 else 0.0
         overdue = task >= 0 and (task, since) == self._overdue
         self._stopped = False
         how = tell_overdue(self.limits.task_seconds) if overdue else tell_end(code)
         how += tell_kept(task)
-        if task not in self._given:
+        if task not in self._given and not burst:
             task = self._blame_start()
         stray = not overdue and -code in (signal.SIGKILL, signal.SIGTERM, WHERE)
         attempt = self._given.pop(task, None)

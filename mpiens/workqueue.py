@@ -19,9 +19,19 @@ from numpy.typing import NDArray
 
 from mpiens.deadline import GRACE, Deadline
 from mpiens.heartbeat import Heartbeat
-from mpiens.outcome import Batch, Description, Failure, Inputs, StepResult, Tasks
+from mpiens.outcome import (
+    BATCH,
+    DESCRIBE,
+    FAILURE,
+    STEP,
+    Batch,
+    Description,
+    Failure,
+    Inputs,
+    StepResult,
+    Tasks,
+)
 from mpiens.row import Described, Row
-from mpiens.runner import BATCH, DESCRIBE, FAILURE, STEP
 from mpiens.worker import Worker
 
 if TYPE_CHECKING:
@@ -142,10 +152,8 @@ def work(
                 comm.post(0, TAG_NEWS, bytes([kind]) + data)
         if stop is not None and (worker.idle or deadline.clock() >= stop):
             break
-        if busy:
+        if busy or worker.wait(backoff.next(), comm.bell):
             backoff.reset()
-        else:
-            worker.wait(backoff.next())
     comm.post(0, TAG_BYE, b"")
     comm.flush()
 
@@ -356,10 +364,8 @@ class Manager:
         if silent := self.watch.heartbeat.silent(self._working):
             raise SilentRank(silent[0])
         self.comm.unsent()
-        if busy:
+        if busy or self.worker.wait(backoff.next(), self.comm.bell):
             backoff.reset()
-        else:
-            self.worker.wait(backoff.next())
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
         if self.trouble is not None:

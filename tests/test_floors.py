@@ -25,8 +25,17 @@ FLOORS = {
         *("allocation", "provenance"),
     ],
     "seams": [
-        *("farewell", "mpi", "child", "extract", "memfile", "program", "model"),
-        *("scoring", "steps", "runner", "study"),
+        *(
+            "bell",
+            "farewell",
+            "mpi",
+            "child",
+            "extract",
+            "memfile",
+            "program",
+            "generators",
+        ),
+        *("model", "scoring", "steps", "executor", "runner", "study"),
     ],
     "tools": [
         *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),

@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 from conftest import write
 
+from mpiens.bell import Bell
 from mpiens.child import Cell, ask_child
 from mpiens.fault import SpecError
-from mpiens.outcome import Batch, Failure
+from mpiens.outcome import BATCH, DESCRIBE, FAILURE, ROW, TASKS, Batch, Failure
 from mpiens.reader import decode
 from mpiens.row import Row, settle
-from mpiens.runner import BATCH, DESCRIBE, FAILURE, ROW, TASKS, Inline, Process
+from mpiens.runner import Inline, Process
 from mpiens.spec import Limits, Spec
 from mpiens.window import nothing
 from mpiens.worker import Worker
@@ -122,7 +123,7 @@ def drive(worker: Worker, tasks: Any = TASKS_ALL, limit: float = 30) -> Outcome:
                 outcome.failures[failure.task] = failure
         if time.monotonic() > end:
             pytest.fail(f"after {limit} s: {outcome}")
-        worker.wait(0.05)
+        worker.wait(0.05, Bell())
     return outcome
 
 
@@ -489,7 +490,7 @@ def test_results_held_back_keep_their_values_in_a_buffer_used_again(
         end = time.monotonic() + 30
         while BATCH not in kinds:
             assert time.monotonic() < end
-            process.wait(0.05)
+            process.wait(0.05, Bell())
             for kind, data in process.poll():
                 kinds.append(kind)
                 if kind == BATCH:
@@ -505,7 +506,9 @@ def test_results_held_back_keep_their_values_in_a_buffer_used_again(
 SUPERVISOR = """
 import os, pickle, signal, sys
 import numpy as np
-from mpiens.runner import Process, TASKS
+from mpiens.bell import Bell
+from mpiens.outcome import TASKS
+from mpiens.runner import Process
 from mpiens.reader import decode
 from mpiens.window import nothing
 
@@ -513,7 +516,7 @@ spec = decode(sys.argv[1], sys.argv[2]).require()
 process = Process(spec, nothing)
 process.send(TASKS, pickle.dumps((np.arange(2), 1, {})))
 while process.cell.read()[0] < 0:
-    process.wait(0.01)
+    process.wait(0.01, Bell())
 print(process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.random import SeedSequence, default_rng
 
 from mpiens import streams as made
+from mpiens.spec import Ensemble, Spec
 from mpiens.streams import Stream, hash_name, spawn_key, state_words
 
 quick = settings(max_examples=60, deadline=None, database=None)
@@ -161,4 +162,43 @@ def test_numbers_of_numpy_are_replicates_too() -> None:
     streams = make(7, ["a"] * 3, keys, common=False)
     for stream, replicate in zip(streams, keys, strict=True):
         expected = sequence(7, "a", int(replicate), False)
+        assert np.array_equal(stream.words, expected.generate_state(8))
+
+
+def make_spec(seed: int, names: list[str], replicates: int, pairing: Any) -> Spec:
+    ensemble = Ensemble("model.py:f", replicates, seed, pairing)
+    return Spec(ensemble, bases={name: {} for name in names})
+
+
+@quick
+@given(
+    entropies,
+    st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4, unique=True),
+    st.integers(1, 50),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_streams_of_many_tasks_are_those_of_each(
+    entropy: int, names: list[str], replicates: int, common: bool, dice: Random
+) -> None:
+    pairing = "common" if common else "independent"
+    spec = make_spec(entropy, names, replicates, pairing)
+    tasks = [*range(spec.tasks)]
+    dice.shuffle(tasks)
+    for task, stream in zip(tasks, made.of(spec, tasks), strict=True):
+        scenario, replicate = divmod(task, replicates)
+        expected = sequence(entropy, names[scenario], replicate, common)
+        assert np.array_equal(stream.words, expected.generate_state(8))
+        assert stream.key == expected.spawn_key
+        assert draws(stream.rng()) == draws(default_rng(expected))
+
+
+def test_names_whose_hash_begins_with_zeros_are_as_numpy_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(made, "hash_name", {"a": 5, "b": 2**40 + 1}.__getitem__)
+    spec = make_spec(7, ["a", "b"], 9, "independent")
+    for task, stream in zip(range(18), made.of(spec, range(18)), strict=True):
+        key = (5 if task < 9 else 2**40 + 1), task % 9
+        expected = SeedSequence(7, spawn_key=key)
         assert np.array_equal(stream.words, expected.generate_state(8))

@@ -52,6 +52,7 @@ def comm() -> Iterator[mpi.Comm]:
     while own.poll() is not None:
         pass  # heartbeats that came after their hearer had gone
     raw.Free()
+    own.bell.close()
 
 
 @pytest.fixture

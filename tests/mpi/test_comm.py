@@ -172,3 +172,36 @@ def test_one_process_is_a_communicator_too(comm: mpi.Comm, everyone: Everyone) -
     assert everyone((alone.all_true(True), alone.all_true(False))) == (
         [(True, False)] * comm.size
     )
+
+
+def test_a_message_wakes_a_rank_of_the_node_that_sleeps(
+    comm: mpi.Comm, everyone: Everyone
+) -> None:
+    pids = comm.meet(comm.node())
+    everyone(None)
+    begun = time.monotonic()
+    if comm.rank == 0:
+        time.sleep(0.2)
+        for rank in range(1, comm.size):
+            comm.post(rank, 11, b"wake up")
+        comm.flush()
+    else:
+        backoff = mpi.Backoff(20.0)
+        backoff.seconds = 20.0
+        while (message := comm.poll()) is None:
+            if comm.bell.wait(backoff.next()):
+                backoff.reset()
+        assert message.data == b"wake up"
+    slept = time.monotonic() - begun
+    assert everyone((len(pids), slept < 10.0)) == [(comm.size, True)] * comm.size
+
+
+def test_who_can_be_rung_by_all_looks_less_often(
+    comm: mpi.Comm, everyone: Everyone
+) -> None:
+    before = comm.patience
+    comm.meet(comm.node())
+    longer = comm.patience > before
+    comm.bell.know({})  # as if they were in a network of their own
+    deaf = comm.bell.ring(0)
+    assert everyone((longer, deaf)) == [(True, False)] * comm.size
