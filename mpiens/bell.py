@@ -43,6 +43,10 @@ class Bell:
         """Learn where other ranks' bells hang, by rank; what was known is forgotten."""
         self._others = dict(others)
 
+    def knows(self, rank: int) -> bool:
+        """Whether it is known where a rank's bell hangs."""
+        return rank in self._others
+
     def ring(self, rank: int) -> bool:
         """Wake a rank; whether its bell could be reached."""
         if self._socket is None or rank not in self._others:

@@ -59,6 +59,7 @@ class Heartbeat:
     clock: Callable[[], float] = time.monotonic
     _heard: dict[int, float] = field(default_factory=dict)
     _asked: float = float("-inf")
+    _searched: float = float("-inf")
     _beaten: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -92,5 +93,8 @@ class Heartbeat:
         if now - self._asked > self.seconds / 2:  # it was we who stood still
             self._heard.clear()
         self._asked = now
+        if now - self._searched < self.seconds / 10:  # there may be thousands
+            return []
+        self._searched = now
         limit = SILENT * self.seconds
         return [r for r in ranks if now - self._heard.setdefault(r, now) > limit]

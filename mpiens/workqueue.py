@@ -41,8 +41,14 @@ if TYPE_CHECKING:
 TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE, TAG_PULSE = range(11, 18)
 _SECONDS = struct.Struct("<d")
 
-RANGE_SECONDS = 0.1  # what a range should take
-AHEAD_SECONDS = 0.25  # ranges shorter than this are dealt one ahead of need
+RANGE_SECONDS = 0.02  # what a range should take at most, and more by that for each rank
+RANK_SECONDS = 1e-4
+LEAST_SECONDS = 1e-3  # what a range should take at least, to be worth its message
+GUESS_SECONDS = 0.25  # what a task takes while nothing is known
+PEEK = 1000  # tasks, at least, of which it is asked how long they will take
+# ranges shorter than this are dealt one ahead of need: to ranks that the root can wake,
+# and to others
+NEAR_SECONDS, FAR_SECONDS = 0.03, 0.25
 LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
@@ -202,6 +208,8 @@ class Rank:
 
     left: int = 0  # tasks dealt to it and not finished
     last: int = 0  # tasks of the range it was dealt last
+    seconds: float = GUESS_SECONDS  # what that range should take
+    ahead: float = 0.0  # a range that takes less is followed by one ahead of need
     held: int = 0  # tasks it has run but holds back while no layout is known
     held_bytes: int = 0
     scenarios: frozenset[int] = frozenset()  # whose inputs it has
@@ -241,6 +249,10 @@ class Manager:
 
     def __post_init__(self) -> None:
         self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
+        for number, rank in enumerate(self._ranks):
+            near = number == 0 or self.comm.bell.knows(number)
+            rank.ahead = NEAR_SECONDS if near else FAR_SECONDS
+        self._hungry = {*range(self.comm.size)}  # ranks that may want work
         self._open = set(self.pending.tolist())
         self._claimed = {task for tasks in self.claims for task in tasks}
         self._blocked: dict[int, Tasks] = {}  # by the step that they wait for
@@ -368,6 +380,7 @@ class Manager:
             backoff.reset()
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
+        self._hungry.add(rank)
         if self.trouble is not None:
             return
         try:
@@ -485,30 +498,38 @@ class Manager:
         self.worker.settle(row)
         for known in self._ranks:
             known.held = 0
+        self._hungry.update(range(self.comm.size))
 
     def _deal(self) -> None:
         """Give work to every rank that runs out of it."""
         dealt = True
         while dealt and len(self.pending):
             dealt = False
-            for number, rank in self._in_turn():
-                if len(self.pending) and self._wants(rank):
-                    if self.gate is not None and self.comm.unsent() > UNSENT_BYTES:
-                        return
-                    if not self._leave_out():
-                        return
-                    self._deal_range(number, rank)
-                    dealt = True
+            for number in self._in_turn():
+                rank = self._ranks[number]
+                if not len(self.pending):
+                    return
+                if not self._wants(rank):
+                    self._hungry.discard(number)
+                    continue
+                if self.gate is not None and self.comm.unsent() > UNSENT_BYTES:
+                    return
+                if not self._leave_out():
+                    return
+                self._deal_range(number, rank)
+                dealt = True
 
-    def _in_turn(self) -> list[tuple[int, Rank]]:
-        """Return the ranks in the order in which they get work.
+    def _in_turn(self) -> list[int]:
+        """Return the ranks that may want work in the order in which they get it.
 
         Of few tasks the idle ranks get theirs before others get one ahead of need.
         """
-        ranks = [*enumerate(self._ranks)]
-        if self.source is not None:
-            ranks.sort(key=lambda pair: pair[1].left)
-        return ranks
+        if self.source is None and self.row is not None:
+            return sorted(self._hungry)
+        ranks = range(self.comm.size)  # what they want may have changed without news
+        if self.source is None:
+            return [*ranks]
+        return sorted(ranks, key=lambda number: self._ranks[number].left)
 
     def _leave_out(self) -> bool:
         """Take tasks off for good that the remaining time will not hold.
@@ -532,19 +553,19 @@ class Manager:
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
             return rank.left <= rank.held and rank.held_bytes < HELD_BYTES
-        ahead = self._range() * self._mean() < AHEAD_SECONDS
+        ahead = rank.seconds < rank.ahead
         ahead = ahead or (self.source is not None and self.source.hurry)
         return rank.left <= (rank.last if ahead else 0)
 
     def _deal_range(self, number: int, rank: Rank) -> None:
-        count = self._range()
+        count, seconds = self._range()
         remaining = self.deadline.remaining()
         if remaining is not None:  # together, too, they have to end in time
             ends = np.cumsum(self.sink.expect(self.pending[:count]))
             count = max(1, int(np.count_nonzero(~(ends > remaining))))
         tasks, self.pending = self.pending[:count], self.pending[count:]
         rank.left += len(tasks)
-        rank.last = len(tasks)
+        rank.last, rank.seconds = len(tasks), seconds
         inputs = self._inputs(rank, tasks)
         if number == 0:
             self.worker.deal(tasks, inputs)
@@ -560,20 +581,23 @@ class Manager:
         rank.scenarios = frozenset(s for s in scenarios if self.gate.done[s])
         return {s: self.sink.inputs(s) for s in rank.scenarios - before}
 
-    def _mean(self) -> float:
-        """Return the seconds that a task takes, as far as is known."""
-        return self._seconds / self._finished if self._finished else AHEAD_SECONDS
-
-    def _range(self) -> int:
-        """Return how many tasks the next range holds.
+    def _range(self) -> tuple[int, float]:
+        """Return how many tasks the next range holds, and the seconds it should take.
 
         Guided (Polychronopoulos and Kuck, IEEE Trans. Comput. C-36, 1987), so that
-        the last ranges are short, and never longer than RANGE_SECONDS.
+        the last ranges are short; but neither too short to be worth a message nor
+        longer than it takes the root to serve all ranks.
         """
         if self.row is None or not self._finished:
-            return 1
+            return 1, GUESS_SECONDS
         guided = -(-len(self.pending) // (2 * self.comm.size))
-        guided = min(guided, int(RANGE_SECONDS / max(self._mean(), 1e-7)))
+        usual = self._seconds / self._finished
+        expected = self.sink.expect(self.pending[: max(guided, PEEK)])
+        ends = np.cumsum(np.where(np.isnan(expected), usual, expected))
+        longest = RANGE_SECONDS + RANK_SECONDS * self.comm.size
+        least = int(np.searchsorted(ends, LEAST_SECONDS))
+        most = int(np.searchsorted(ends, longest))
+        count = max(1, least, min(guided, most))
         if self.gate is not None:
-            guided = min(guided, UNSENT_BYTES // self.gate.nbytes)
-        return max(1, guided)
+            count = min(count, max(1, UNSENT_BYTES // self.gate.nbytes))
+        return count, float(ends[count - 1])
