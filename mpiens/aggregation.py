@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,9 @@ class Aggregation:
         """No number of failures makes this hopeless: the rows are there."""
         return False
 
-    def settle(self, described: Described | None) -> Row:
+    def settle(
+        self, described: Described | None, announce: Callable[[Row], None]
+    ) -> None:
         """Not called: the layout is known."""
         raise RuntimeError("rows have been laid down already")
 

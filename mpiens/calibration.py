@@ -43,7 +43,9 @@ LEAST_AHEAD = 2  # but so many at least
 class Host(Protocol):
     """What a calibration leaves to the root: rows, failures, and the clock."""
 
-    def settle(self, described: Described | None) -> Row:
+    def settle(
+        self, described: Described | None, announce: Callable[[Row], None]
+    ) -> None:
         """Lay down the file."""
 
     def write(self, batch: Batch, rank: int) -> None:
@@ -165,12 +167,13 @@ class Calibration:
         stream = int(self._ledger["stream"][trial])
         return pickle.dumps(Given(stream, self._ledger.parameters(trial)))
 
-    def settle(self, described: Described | None) -> Row:
+    def settle(
+        self, described: Described | None, announce: Callable[[Row], None]
+    ) -> None:
         """Lay down the file, now that a first task has shown what it holds."""
-        row = self._host.settle(described)
+        self._host.settle(described, announce)
         if self._host.file is not None:
             self._ledger.bind(self._host.file)
-        return row
 
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks; the last of a trial has it scored."""

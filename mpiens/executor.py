@@ -55,7 +55,7 @@ MARK = b"\0task %d\0"  # stands before what a task prints
 CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # what tasks may take in the mean to be run in bursts: seconds, and seconds of a core
 BRIEF, SHORT = FLUSH_SECONDS / 2, 5e-4
-PROBATION = 100  # tasks that are run one by one before that is known
+PROBATION = 8  # tasks that are run one by one before that is known
 
 
 class Told(Exception):  # noqa: N818  (it brings the text of another one)

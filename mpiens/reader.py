@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -388,15 +389,14 @@ class _Decoder:
             read = dataclasses.replace(read, format=form)
         return read
 
-    def section(self, name: str, kind: type[Any], part: dict[str, Any]) -> Any:
+    def section(self, name: str, kind: Any, part: dict[str, Any]) -> Any:
         """Decode one section; what is wrong is recorded and left out."""
         # imported here since only the root decodes, and start-up on many ranks counts
-        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+        from pydantic import ValidationError  # noqa: PLC0415
 
-        adapter = TypeAdapter(kind)
         try:
             # by way of JSON: there strict types go with tables and with tuples
-            return adapter.validate_json(json.dumps(part, default=str))
+            return _adapt(kind).validate_json(json.dumps(part, default=str))
         except ValidationError as error:
             known = {f.name for f in dataclasses.fields(kind)}
             wrong = set()
@@ -416,7 +416,16 @@ class _Decoder:
             # the rest is checked all the same
             right = {k: v for k, v in part.items() if k in known - wrong}
             stand_ins = {k: v for k, v in _STAND_INS.items() if k in known & wrong}
-            return adapter.validate_json(json.dumps(stand_ins | right, default=str))
+            right = stand_ins | right
+            return _adapt(kind).validate_json(json.dumps(right, default=str))
+
+
+@cache
+def _adapt(kind: Any) -> Any:
+    """Return what decodes a section; it takes longer to make than to use."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(kind)
 
 
 def _is_anchor(value: Any) -> bool:

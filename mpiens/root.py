@@ -53,6 +53,7 @@ from mpiens.store import PARTIAL, Store
 from mpiens.study import Study
 from mpiens.workqueue import Ending, Gate
 
+RECENT = 20  # tasks, at least, of which the mean tells what the next ones take
 _STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
 
@@ -242,9 +243,12 @@ class Root:
         self._reason = reason
         self._trouble = trouble
 
-    def settle(self, described: Described | None) -> Row:
+    def settle(
+        self, described: Described | None, announce: Callable[[Row], None]
+    ) -> None:
         """Lay down the file, now that a first task has shown what it holds."""
         row = settle(self._spec, described) if described else Row(())
+        announce(row)
 
         def beat() -> None:
             with suppress(Stopped):  # tasks are running: the manager sees to it
@@ -253,7 +257,6 @@ class Root:
         self._store = self._lay_down(row, None, beat)
         for failure, rank in self._early:
             self._store.fail(failure, rank)
-        return row
 
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks, but for those of other shards."""
@@ -509,9 +512,13 @@ class Root:
         return file.with_name(file.name + PARTIAL)
 
     def _spend(self, tasks: Tasks, seconds: NDArray[np.float64]) -> None:
-        groups = self._group(tasks)
-        np.add.at(self._spent[:, 0], groups, seconds)
-        np.add.at(self._spent[:, 1], groups, 1)
+        """Enter what tasks have taken; what is older than they are weighs no more."""
+        groups, which = np.unique(self._group(tasks), return_inverse=True)
+        count = np.bincount(which).astype(float)
+        new = np.stack([np.bincount(which, weights=seconds), count], axis=1)
+        before = self._spent[groups]
+        most = np.maximum(count, RECENT) / np.maximum(before[:, 1], 1)
+        self._spent[groups] = before * np.minimum(most, 1.0)[:, None] + new
 
     def _group(self, numbers: Tasks) -> Tasks:
         """Return what takes a like time: tasks of a scenario, or steps of a kind."""

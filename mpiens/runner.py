@@ -83,6 +83,7 @@ class Process:
         os.close(theirs_out)
         self.channel = Channel(mine)
         self.tail = bytearray()
+        self._loud = False  # the model prints so much that the pipe may fill
 
     def send(self, kind: int, data: bytes) -> None:
         """Give the runner something to do; what a dead one misses is done again."""
@@ -91,6 +92,7 @@ class Process:
 
     def poll(self) -> list[tuple[int, bytearray]]:
         """Return the runner's frames; Ended when it has gone."""
+        self._loud = False
         self._drain()
         # not told by the socket alone: a fork of the model's may hold it open
         gone = has_ended(self.pid)
@@ -102,7 +104,10 @@ class Process:
 
     def wait(self, seconds: float, bell: Bell) -> bool:
         """Sleep until the runner has something to say or the bell rings: if it did."""
-        return bell.wait(seconds, self.channel.socket.fileno(), self.output)
+        files = [self.channel.socket.fileno()]
+        if self._loud:  # else what is printed can wait, and would wake us at every task
+            files.append(self.output)
+        return bell.wait(seconds, *files)
 
     @property
     def processes(self) -> set[int]:
@@ -154,6 +159,7 @@ class Process:
                 data = os.read(self.output, TAIL)
                 if not data:
                     break
+                self._loud |= len(data) == TAIL
                 self.tail += data
                 del self.tail[:-TAIL]
 

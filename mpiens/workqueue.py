@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -57,8 +58,13 @@ UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 class Sink(Protocol):
     """Where the manager puts what has been finished."""
 
-    def settle(self, described: Described | None) -> Row:
-        """Lay down the file; None where no task of the ensemble has succeeded."""
+    def settle(
+        self, described: Described | None, announce: Callable[[Row], None]
+    ) -> None:
+        """Lay down the file; None where no task of the ensemble has succeeded.
+
+        What a row is like is announced before, so that nobody has to wait for the file.
+        """
 
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks."""
@@ -261,6 +267,7 @@ class Manager:
         self._admit(todo)
         self._seconds = 0.0
         self._finished = 0
+        self._guess = GUESS_SECONDS
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
         self.deadline = self.watch.deadline
         self.trouble: OSError | None = None
@@ -339,10 +346,10 @@ class Manager:
 
     def _judge(self) -> Ending | None:
         """Return how dealing has ended, or None while it goes on."""
-        if not self._open and self.row is not None and self._is_sated():
-            return Ending.COMPLETE
         if self.trouble is not None:
             return Ending.STOPPED
+        if not self._open and self.row is not None and self._is_sated():
+            return Ending.COMPLETE
         if self.sink.tick():
             return Ending.GIVEN_UP
         nothing_fits = not len(self.pending) and all(r.left <= 0 for r in self._ranks)
@@ -411,6 +418,7 @@ class Manager:
             news: Description = pickle.loads(data)
             self._ranks[rank].held += 1
             self._ranks[rank].held_bytes += news.nbytes
+            self._guess = min(self._guess, news.seconds)
             if self.row is None:
                 self._described[news.task] = news.described
                 self._decide()
@@ -474,11 +482,11 @@ class Manager:
             if described is None:
                 return
             if described:
-                self._settle(self.sink.settle(described))
+                self.sink.settle(described, self._settle)
             self._undecided.popleft()
             self._scout()
         if self.row is None and self._is_sated():
-            self._settle(self.sink.settle(None))
+            self.sink.settle(None, self._settle)
 
     def _scout(self) -> None:
         """Deal the task next that decides the layout, be it another shard's."""
@@ -497,8 +505,9 @@ class Manager:
             self.comm.post(rank, TAG_ROW, data)
         self.worker.settle(row)
         for known in self._ranks:
-            known.held = 0
+            known.held, known.seconds = 0, self._guess
         self._hungry.update(range(self.comm.size))
+        self._deal()
 
     def _deal(self) -> None:
         """Give work to every rank that runs out of it."""
@@ -588,10 +597,10 @@ class Manager:
         the last ranges are short; but neither too short to be worth a message nor
         longer than it takes the root to serve all ranks.
         """
-        if self.row is None or not self._finished:
+        if self.row is None:
             return 1, GUESS_SECONDS
         guided = -(-len(self.pending) // (2 * self.comm.size))
-        usual = self._seconds / self._finished
+        usual = self._seconds / self._finished if self._finished else self._guess
         expected = self.sink.expect(self.pending[: max(guided, PEEK)])
         ends = np.cumsum(np.where(np.isnan(expected), usual, expected))
         longest = RANGE_SECONDS + RANK_SECONDS * self.comm.size
