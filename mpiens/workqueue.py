@@ -507,7 +507,8 @@ class Manager:
         for known in self._ranks:
             known.held, known.seconds = 0, self._guess
         self._hungry.update(range(self.comm.size))
-        self._deal()
+        if not self._stopping:
+            self._deal()
 
     def _deal(self) -> None:
         """Give work to every rank that runs out of it."""
@@ -523,7 +524,7 @@ class Manager:
                     continue
                 if self.gate is not None and self.comm.unsent() > UNSENT_BYTES:
                     return
-                if not self._leave_out():
+                if not self._leave_out() or not len(self.pending):
                     return
                 self._deal_range(number, rank)
                 dealt = True
@@ -578,7 +579,7 @@ class Manager:
         inputs = self._inputs(rank, tasks)
         if number == 0:
             self.worker.deal(tasks, inputs)
-        elif len(tasks):
+        else:
             self.comm.post(number, TAG_DEAL, pack_range(tasks, inputs))
 
     def _inputs(self, rank: Rank, tasks: Tasks) -> Inputs:
