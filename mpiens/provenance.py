@@ -13,7 +13,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("mpiens", "numpy", "h5py", "mpi4py")
+from mpiens import __version__
+
+PACKAGES = ("numpy", "h5py", "mpi4py")
 
 
 def opening(spec: Path, folder: str, code: str) -> dict[str, str]:
@@ -21,7 +23,7 @@ def opening(spec: Path, folder: str, code: str) -> dict[str, str]:
     return {
         "Conventions": "CF-1.11",
         "title": f"mpiens ensemble of {spec.name}",
-        "source": f"mpiens {metadata.version('mpiens')}",
+        "source": f"mpiens {__version__}",
         "spec_file": spec.name,
         "folder": folder,
         "model_code": code,
@@ -44,6 +46,7 @@ def closing(seconds: float, ranks: int) -> dict[str, str | float | int]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
+    found["mpiens"] = __version__  # be it installed, or run as it lies
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

@@ -94,7 +94,7 @@ class Source(Protocol):
 
     @property
     def hurry(self) -> bool:
-        """Whether more will come, and a rank that waits for it would lose time."""
+        """Whether more will come, and a rank of another node would wait for it."""
 
     def more(self, tasks: int, *, begin: bool) -> tuple[list[int], list[int]]:
         """Return what else is to be run: before all that is pending, and after it.
@@ -215,7 +215,7 @@ class Rank:
     left: int = 0  # tasks dealt to it and not finished
     last: int = 0  # tasks of the range it was dealt last
     seconds: float = GUESS_SECONDS  # what that range should take
-    ahead: float = 0.0  # a range that takes less is followed by one ahead of need
+    near: bool = True  # it can be woken, and needs next to nothing ahead of need
     held: int = 0  # tasks it has run but holds back while no layout is known
     held_bytes: int = 0
     scenarios: frozenset[int] = frozenset()  # whose inputs it has
@@ -256,8 +256,7 @@ class Manager:
     def __post_init__(self) -> None:
         self._ranks = [Rank(left=len(claimed)) for claimed in self.claims]
         for number, rank in enumerate(self._ranks):
-            near = number == 0 or self.comm.bell.knows(number)
-            rank.ahead = NEAR_SECONDS if near else FAR_SECONDS
+            rank.near = number == 0 or self.comm.bell.knows(number)
         self._hungry = {*range(self.comm.size)}  # ranks that may want work
         self._open = set(self.pending.tolist())
         self._claimed = {task for tasks in self.claims for task in tasks}
@@ -563,8 +562,9 @@ class Manager:
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
             return rank.left <= rank.held and rank.held_bytes < HELD_BYTES
-        ahead = rank.seconds < rank.ahead
-        ahead = ahead or (self.source is not None and self.source.hurry)
+        ahead = rank.seconds < (NEAR_SECONDS if rank.near else FAR_SECONDS)
+        if not rank.near and self.source is not None:
+            ahead = ahead or self.source.hurry
         return rank.left <= (rank.last if ahead else 0)
 
     def _deal_range(self, number: int, rank: Rank) -> None:

@@ -92,7 +92,10 @@ class Lab:
 
     @property
     def kept(self) -> list[Path]:
-        return sorted(self.scratch.iterdir())
+        return sorted({*self.scratch.iterdir()} - {*self.scratch.glob(KEPT)})
+
+
+KEPT = "mpiens-numba-*"  # what numba compiles is for later runs too
 
 
 @pytest.fixture

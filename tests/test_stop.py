@@ -327,7 +327,8 @@ def test_a_launcher_that_was_killed_leaves_no_files(job: Job, undisturbed: str) 
     assert launch.wait(LIMIT).code == 0, launch.errors
     assert "starting them again" in launch.errors
     assert job.digest() == undisturbed
-    assert [*scratch.iterdir()] == []
+    kept = scratch.glob("mpiens-numba-*")  # what is compiled is for later runs too
+    assert {*scratch.iterdir()} == {*kept}
 
 
 LOADING = """
