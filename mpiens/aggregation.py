@@ -99,11 +99,13 @@ class Aggregation:
         """No number of failures makes this hopeless: the rows are there."""
         return False
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
+    def settle(self, described: Described | None) -> Row:
         """Not called: the layout is known."""
-        raise RuntimeError("rows have been laid down already")
+        raise RuntimeError("rows have been settled already")
+
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        """Not called: there is a file."""
+        raise RuntimeError("the file has been laid down already")
 
     def write(self, batch: Batch, rank: int) -> None:
         """Not called: all rows are there."""

@@ -43,9 +43,10 @@ LEAST_AHEAD = 2  # but so many at least
 class Host(Protocol):
     """What a calibration leaves to the root: rows, failures, and the clock."""
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
+    def settle(self, described: Described | None) -> Row:
+        """Return what rows are like."""
+
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
         """Lay down the file."""
 
     def write(self, batch: Batch, rank: int) -> None:
@@ -167,11 +168,13 @@ class Calibration:
         stream = int(self._ledger["stream"][trial])
         return pickle.dumps(Given(stream, self._ledger.parameters(trial)))
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
-        """Lay down the file, now that a first task has shown what it holds."""
-        self._host.settle(described, announce)
+    def settle(self, described: Described | None) -> Row:
+        """Return what rows are like, now that a first task has shown what it leaves."""
+        return self._host.settle(described)
+
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        """Lay down the file, with the trials that have been asked for."""
+        self._host.lay_down(meanwhile)
         if self._host.file is not None:
             self._ledger.bind(self._host.file)
 

@@ -259,8 +259,8 @@ def _deal(
     """Let the root deal, and the others work; return on the root how that ended."""
     try:
         if manager is not None:
-            return manager.run(mpi.Backoff(comm.patience), unsent)
-        work(comm, worker, watch, mpi.Backoff(comm.patience), unsent)
+            return manager.run(comm.backoff(), unsent)
+        work(comm, worker, watch, comm.backoff(), unsent)
     except SilentRank as news:
         text = "what is finished is kept; run the same command again"
         print(f"mpiens: {news}: {text}", file=sys.stderr)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,16 @@ from mpiens.outcome import (
     Tasks,
 )
 from mpiens.program import ProgramError
-from mpiens.row import Row, as_bytes, checksum, describe
+from mpiens.row import Row, as_bytes, checksums, describe
 from mpiens.spec import Spec, Step
 from mpiens.steps import Steps
 from mpiens.streams import Stream
 from mpiens.trial import make_streams
 
 Send = Callable[[int, bytes], None]
-Run = Callable[[int, Stream | None], Any]
-"""What runs a task, or a step, given its number and its stream."""
+Run = Callable[[int, Any], Any]
+"""What runs a task, or a step, given its place among those that have a scenario in
+common, and its stream."""
 
 FLUSH_SECONDS = 0.02  # how long a finished row may wait in the runner
 FLUSH_BYTES = 1 << 20
@@ -55,7 +57,7 @@ MARK = b"\0task %d\0"  # stands before what a task prints
 CLOSED_FILES = 113  # how a runner ends whose model has closed the runner's files
 # what tasks may take in the mean to be run in bursts: seconds, and seconds of a core
 BRIEF, SHORT = FLUSH_SECONDS / 2, 5e-4
-PROBATION = 8  # tasks that are run one by one before that is known
+PROBATION = 8  # tasks, after a first, that are run one by one before that is known
 
 
 class Told(Exception):  # noqa: N818  (it brings the text of another one)
@@ -118,7 +120,7 @@ class Trust:
         careful = spec.fresh or spec.limits.task_memory is not None
         self._possible = not (careful or spec.calibrate or spec.model.command)
         self._short = False
-        self._tasks, self._seconds = 0, 0.0  # since that was judged last
+        self._tasks, self._seconds = -1, 0.0  # since that was judged last
         self._busy = time.thread_time()
 
     @property
@@ -135,6 +137,8 @@ class Trust:
         """Note what tasks took, and whether they drew from a global generator."""
         self._possible &= not drew
         self._tasks, self._seconds = self._tasks + tasks, self._seconds + seconds
+        if self._tasks == 0:  # a first one may import and compile
+            self._seconds, self._busy = 0.0, time.thread_time()
         if self._tasks >= PROBATION:
             busy = time.thread_time()  # by the clock alone a busy machine has none
             means = np.array([self._seconds, busy - self._busy]) / self._tasks
@@ -197,7 +201,8 @@ class Executor:
                 part = todo[done : done + batch.room]
                 done += self._burst(batch, attempts, run, own, part)
             else:
-                self._run_one(batch, task, attempts, run, stream)
+                act = partial(run, task - own.start, stream)
+                self._run_one(batch, task, attempts, act, stream)
                 done += 1
         self._watch.rest()
         if batch is not None:
@@ -212,15 +217,12 @@ class Executor:
         given = inputs.get(self._spec.input_of(number), b"")
         if step is None:
             first = self._spec.number(scenario, 0)
-            call = self.model.bind(scenario, given)
             own = range(first, first + self._spec.replicates)
-            return own, lambda task, stream: call(task - first, _known(stream))
+            return own, self.model.bind(scenario, given)
         own = range(number, number + 1)
         if step is Step.SCORE:
             return own, lambda _, __: self._steps.score(given)
-        return own, lambda _, stream: self._steps.run(
-            step, scenario, _known(stream), given
-        )
+        return own, lambda _, stream: self._steps.run(step, scenario, stream, given)
 
     def _burst(
         self,
@@ -232,7 +234,9 @@ class Executor:
     ) -> int:
         """Run tasks of one scenario without care; return how many of them count."""
         returned: list[Any] = []
-        times = [time.perf_counter()]
+        first, process = own.start, os.getpid()
+        getpid, clock = os.getpid, time.perf_counter  # looked up once
+        times = [clock()]
         end = times[0] + FLUSH_SECONDS
         before = generators.look()
         self._watch.begin(todo[0][0], burst=True)
@@ -240,9 +244,10 @@ class Executor:
             for task, stream in todo:
                 if task not in own or times[-1] > end:
                     break
-                returned.append(run(task, stream))
-                self._watch.end_forks()
-                times.append(time.perf_counter())
+                returned.append(run(task - first, stream))
+                if getpid() != process:
+                    self._watch.end_forks()
+                times.append(clock())
             self._watch.end()
             if generators.look() != before:
                 raise RuntimeError("a global generator was drawn from")
@@ -262,7 +267,7 @@ class Executor:
         batch: _Packer | None,
         task: int,
         attempts: int,
-        run: Run,
+        run: Callable[[], Any],
         stream: Stream | None,
     ) -> None:
         """Run one task, or one step, with all care."""
@@ -273,10 +278,10 @@ class Executor:
             nonlocal drew
             self._watch.begin(task)
             try:
-                if step is None:
-                    generators.seed(_known(stream).seed)
+                if step is None and stream is not None:
+                    generators.seed(stream.seed)
                 before = generators.look() if self._trust.probing else None
-                returned = run(task, stream)
+                returned = run()
                 drew = before is not None and before != generators.look()
                 return returned
             finally:
@@ -390,7 +395,7 @@ class _Packer:
         """Take what a task returned; OutputError where that is wrong."""
         index = self._filled
         self._row.fill(self._rows[index], returned)
-        own = self._sum(index)
+        [own] = checksums(self._bytes, self._row.dtype.itemsize, [index])
         self._records[index] = (task, own, seconds, attempts)
         self._count(1)
 
@@ -408,7 +413,7 @@ class _Packer:
         records = self._records[own]
         records["task"], records["seconds"] = tasks, seconds
         records["attempts"] = attempts
-        records["checksum"] = [self._sum(index) for index in indices]
+        records["checksum"] = checksums(self._bytes, self._row.dtype.itemsize, indices)
         self._count(len(tasks))
 
     def flush(self) -> None:
@@ -419,10 +424,6 @@ class _Packer:
             self._send(BATCH, batch.to_bytes())
             self._filled = 0
         self._since = time.perf_counter()
-
-    def _sum(self, index: int) -> int:
-        size = self._row.dtype.itemsize
-        return checksum(self._bytes[index * size : (index + 1) * size])
 
     def _count(self, more: int) -> None:
         self._filled += more
@@ -436,12 +437,6 @@ def flush_standard() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # a model may have closed or replaced them
             stream.flush()
-
-
-def _known(stream: Stream | None) -> Stream:
-    if stream is None:
-        raise RuntimeError("only what is scored has no stream")
-    return stream
 
 
 def _identify(file: int) -> tuple[int, int] | None:

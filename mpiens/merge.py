@@ -21,6 +21,7 @@ from mpiens.assembly import join_curves
 from mpiens.child import ask_child
 from mpiens.deadline import Look, Stopped
 from mpiens.fault import Fault, SpecError, place
+from mpiens.foundation import lay_down
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
 from mpiens.progress import Tally, format_seconds
@@ -247,8 +248,8 @@ class Merger:
             layout = trials.lay_out(layout, len(order))
         opening = {n: v for n, v in first.attributes.items() if n not in _OWN}
         opening["merged"] = json.dumps([str(path) for path in self._sources.files])
-        new = store.lay_down(begun, layout, opening, look=self._look)
-        merged = Store(new, writable=True)
+        new, contents = lay_down(begun, layout, opening, look=self._look)
+        merged = Store(new, contents, writable=True)
         try:
             for source in stores if order is None else []:
                 self._take(merged, source)
@@ -261,7 +262,7 @@ class Merger:
         merged.sync()
         merged.close()
         store.replace(new, begun)
-        return Store(begun, writable=True)
+        return Store(begun, contents, writable=True)
 
     def _take(self, merged: Store, source: Store) -> None:
         """Take a file's rows; those that are there already have to be the same."""

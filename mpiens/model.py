@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,23 +218,28 @@ class Model:
         makers: dict[str, Call] = {
             "rng": lambda _, stream: stream.rng(),
             "seed": lambda _, stream: stream.seed,
-            "shared": lambda _, __: self._shared,
-            "scenario": lambda _, __: scenario.name,
             "replicate": lambda replicate, _: replicate,
             "prepared": lambda _, __: pickle.loads(prepared) if prepared else None,
         }
-        function, reduce = self._function, self._reduce
-        taken = [(name, makers[name]) for name in sorted(self._takes)]
-        reduced = [(name, makers[name]) for name in sorted(self._reduce_takes)]
+        constant = {"shared": self._shared, "scenario": scenario.name}
+        fixed = {n: v for n, v in constant.items() if n in self._takes}
+        varying = [(n, makers[n]) for n in sorted(self._takes - fixed.keys())]
+        reduce_fixed = {n: v for n, v in constant.items() if n in self._reduce_takes}
+        rest = sorted(self._reduce_takes - reduce_fixed.keys())
+        reduce_varying = [(n, makers[n]) for n in rest]
+        function = partial(self._function, **parameters, **fixed)
+        reduce = self._reduce and partial(self._reduce, **reduce_fixed)
 
         def call(replicate: int, stream: Stream) -> Any:
-            extras = {name: make(replicate, stream) for name, make in taken}
-            result = function(**parameters, **extras)
+            extras = {name: make(replicate, stream) for name, make in varying}
+            result = function(**extras)
             if reduce is None:
                 return result
-            extras = {name: make(replicate, stream) for name, make in reduced}
+            extras = {name: make(replicate, stream) for name, make in reduce_varying}
             return reduce(result, **extras)
 
+        if reduce is None and [*self._takes - fixed.keys()] == ["rng"]:
+            return lambda _, stream: function(rng=stream.rng())  # the same, but sooner
         return call
 
     def run(self, task: int, stream: Stream, given: bytes = b"") -> Any:

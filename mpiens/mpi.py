@@ -50,13 +50,18 @@ class LaunchError(RuntimeError):
 class Backoff:
     """Sleeps that grow from 20 us to some milliseconds while nothing happens."""
 
-    def __init__(self, longest: float = LONG) -> None:
+    def __init__(self, longest: float = LONG, *, woken: bool = False) -> None:
         self.seconds = SHORT
         self._longest = longest
+        self._woken = woken
 
     def reset(self) -> None:
-        """Something happened: be quick again."""
+        """Something will happen soon: be quick again."""
         self.seconds = SHORT
+
+    def rest(self) -> None:
+        """Something has happened; who is woken for the next thing may sleep for it."""
+        self.seconds = self._longest if self._woken else SHORT
 
     def next(self) -> float:
         """Return how long to sleep now."""
@@ -118,7 +123,7 @@ class Comm:
     on_wait: Callable[[], None] | None = None  # called now and then while waiting
     whole: bool = True  # no rank has been lost so far
     bell: Bell = field(default_factory=Bell)
-    patience: float = LONG  # seconds after which one looks even if nobody has rung
+    woken: bool = False  # whoever may have something to say can ring
     _sends: list[tuple[MPI.Request, int, Buffer]] = field(default_factory=list)
     _looks: int = 0
 
@@ -153,6 +158,10 @@ class Comm:
     def undelivered(self, tag: int) -> list[Buffer]:
         """Return what was posted under a tag and may not have been received."""
         return [data for _, own, data in self._sends if own == tag]
+
+    def backoff(self) -> Backoff:
+        """Return how long to sleep between two looks for messages."""
+        return Backoff(WOKEN if self.woken else LONG, woken=self.woken)
 
     @_noticing
     def poll(self) -> Message | None:
@@ -232,13 +241,13 @@ class Comm:
     def meet(self, node: Comm) -> list[int]:
         """Let the ranks of this node wake each other; return their pids.  Collective.
 
-        Where all that may have something to say can be rung, one looks less often.
+        Where all that may have something to say can ring, one looks less often.
         """
         mine = self.rank, os.getpid(), self.bell.hang()
         found = node.bcast(node.gather(mine))
         self.bell.know({rank: address for rank, _, address in found})
         talkers = range(1, self.size) if self.rank == 0 else [0]
-        self.patience = WOKEN if all(map(self.bell.ring, talkers)) else LONG
+        self.woken = all(map(self.bell.ring, talkers))
         return [pid for _, pid, _ in found]
 
     @_noticing
@@ -283,7 +292,7 @@ class Comm:
                 signal.alarm(0)
                 self.raw = MPI.Intracomm(survivors)
                 self.bell.know({})  # ranks have other numbers now
-                self.patience = LONG
+                self.woken = False
                 self.whole = False
                 self._sends = []
                 return

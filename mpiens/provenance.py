@@ -10,15 +10,18 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from mpiens import __version__
 
+Answer = TypeVar("Answer")
 PACKAGES = ("numpy", "h5py", "mpi4py")
 
 
-def opening(spec: Path, folder: str, code: str) -> dict[str, str]:
+def opening(spec: Path, folder: str, code: str, revision: str) -> dict[str, str]:
     """Return the attributes that a file is begun with."""
     return {
         "Conventions": "CF-1.11",
@@ -27,7 +30,7 @@ def opening(spec: Path, folder: str, code: str) -> dict[str, str]:
         "spec_file": spec.name,
         "folder": folder,
         "model_code": code,
-        "code_revision": _revision(folder),
+        "code_revision": revision,
         "command": shlex.join(sys.argv),
         "versions": json.dumps(_versions()),
         "created": _now(),
@@ -48,8 +51,9 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     found["mpiens"] = __version__  # be it installed, or run as it lies
     for name in PACKAGES:
+        module = sys.modules.get(name)  # those that run are loaded, and tell it sooner
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = getattr(module, "__version__", "") or metadata.version(name)
     return found
 
 
@@ -57,12 +61,24 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _revision(folder: str) -> str:
-    """Return the git revision of the model's folder, or nothing where it has none."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+def find_revision(folder: str, meanwhile: Callable[[], Answer]) -> tuple[Answer, str]:
+    """Return what ``meanwhile`` does, and the git revision of the model's folder.
+
+    Git takes a while, and it is empty where there is none or the folder has none.
+    """
+    with contextlib.ExitStack() as stack:
         git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
-        answer = subprocess.run(
-            git, capture_output=True, text=True, timeout=10, check=False
-        )
-        return answer.stdout.strip()
-    return ""
+        asked: subprocess.Popen[str] | None = None
+        with contextlib.suppress(OSError):
+            null, pipe = subprocess.DEVNULL, subprocess.PIPE
+            asked = subprocess.Popen(
+                git, stdin=null, stdout=pipe, stderr=null, text=True
+            )
+            stack.enter_context(asked)
+            stack.callback(asked.kill)
+        answer = meanwhile()
+        revision = ""
+        if asked is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                revision = asked.communicate(timeout=10)[0].strip()
+        return answer, revision

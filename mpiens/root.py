@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from mpiens.calibration import Calibration
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import Fault, SpecError, place
+from mpiens.foundation import lay_down
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.ledger import Ledger
 from mpiens.lock import Lock
@@ -53,6 +54,7 @@ from mpiens.store import PARTIAL, Store
 from mpiens.study import Study
 from mpiens.workqueue import Ending, Gate
 
+EARLY_BYTES = 64 << 20  # of rows, at most, that come before there is a file
 RECENT = 20  # tasks, at least, of which the mean tells what the next ones take
 _STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
@@ -123,7 +125,9 @@ class Root:
         self._look = look
         self._ranks = 1
         self._store: Store | None = None
+        self._settled: Row | None = None
         self._early: list[tuple[Failure, int]] = []  # before there was a file
+        self._early_rows: list[tuple[Batch, int]] = []
         self._costs: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self._progress = show_progress()
         self._tally: Tally | None = None
@@ -185,6 +189,7 @@ class Root:
         self._ranks = ranks
         self._tally = None
         self._early.clear()
+        self._early_rows.clear()
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -196,7 +201,12 @@ class Root:
             spec = reading.spec
             faults += locate_faults(self._check_calibration(spec), request.spec)
             try:
-                signature = ask_child(lambda: steps.inspect_all(spec), self._look)
+                signature, self._revision = ask_child(
+                    lambda: provenance.find_revision(
+                        spec.folder, lambda: steps.inspect_all(spec)
+                    ),
+                    self._look,
+                )
             except SpecError as error:
                 faults += locate_faults(error.faults, request.spec)
         if reading.spec is None or faults:
@@ -243,20 +253,27 @@ class Root:
         self._reason = reason
         self._trouble = trouble
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
-        """Lay down the file, now that a first task has shown what it holds."""
-        row = settle(self._spec, described) if described else Row(())
-        announce(row)
+    def settle(self, described: Described | None) -> Row:
+        """Return what rows are like, now that a first task has shown what it leaves."""
+        self._settled = settle(self._spec, described) if described else Row(())
+        return self._settled
 
-        def beat() -> None:
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        """Lay down the file; the first rows, which come meanwhile, wait for it here."""
+
+        def look() -> None:
             with suppress(Stopped):  # tasks are running: the manager sees to it
                 self._look()
+            if sum(batch.rows.nbytes for batch, _ in self._early_rows) < EARLY_BYTES:
+                meanwhile()
 
-        self._store = self._lay_down(row, None, beat)
+        self._store = self._lay_down(self._settled, None, look)
+        for batch, rank in gather(self._early_rows):
+            self._store.write(batch, rank)
         for failure, rank in self._early:
             self._store.fail(failure, rank)
+        self._early_rows.clear()
+        self._early.clear()
 
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks, but for those of other shards."""
@@ -265,7 +282,10 @@ class Root:
             batch = Batch(batch.records[own], batch.rows[own])
             if not own.any():
                 return
-        self._file.write(batch, rank)
+        if self._store is None:
+            self._early_rows.append((batch, rank))
+        else:
+            self._store.write(batch, rank)
         self._spend(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
@@ -625,8 +645,9 @@ class Root:
         if row is None and old is not None:
             row = _renew(old.layout.row, self._spec)
         request = self._request
-        spec_file = request.spec
-        opening = provenance.opening(spec_file, self._spec.folder, self._code)
+        opening = provenance.opening(
+            request.spec, self._spec.folder, self._code, self._revision
+        )
         opening["target_code"] = self._target_code
         if self._spec.calibrate is not None:
             opening["study_owner"] = self._find_owner(old)
@@ -634,16 +655,26 @@ class Root:
         row = row or Row(())
         observed = scoring.lay_out(request.fit or self._spec, row)
         layout = Layout(self._spec, self._parameters, row, shard, observed=observed)
-        new = store.lay_down(self._partial, layout, opening, look=look)
+        new, contents = lay_down(self._partial, layout, opening, look=look)
         if old is not None:
-            fresh = Store(new, writable=True)
+            fresh = Store(new, contents, writable=True)
             fresh.copy_tasks(old, growth.match(old.layout.spec, self._spec), look)
             if self._spec.calibrate is not None:
                 ledger.copy(old, fresh)
             fresh.sync()
             fresh.close()
         store.replace(new, self._partial)
-        return Store(self._partial, writable=True)
+        return Store(self._partial, contents, writable=True)
+
+
+def gather(batches: list[tuple[Batch, int]]) -> Iterator[tuple[Batch, int]]:
+    """Yield what every rank has sent as one batch, in the order of tasks."""
+    for rank in sorted({rank for _, rank in batches}):
+        own = [batch for batch, sender in batches if sender == rank]
+        records = np.concatenate([batch.records for batch in own])
+        rows = np.concatenate([batch.rows for batch in own])
+        order = np.argsort(records["task"], kind="stable")
+        yield Batch(records[order], rows[order]), rank
 
 
 def count_failed(file: Store) -> int:
@@ -697,8 +728,8 @@ def _slim(file: Store, target: Path) -> Path:
         "parameter_names",
     )
     rest = {name: v for name, v in attributes.items() if name not in own}
-    new = store.lay_down(target, file.layout, rest, slim=True)
-    slim = Store(new, writable=True)
+    new, contents = lay_down(target, file.layout, rest, slim=True)
+    slim = Store(new, contents, writable=True)
     slim.copy_all(file)
     slim.sync()
     slim.close()

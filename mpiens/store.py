@@ -9,14 +9,11 @@ file at any moment and after any kill, and other programs can read it meanwhile.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,65 +22,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import journal
+from mpiens.contents import (
+    Contents,
+    Place,
+    describe_extension,
+    find_place,
+    read_contents,
+)
 from mpiens.deadline import Look, look_away
 from mpiens.fault import Fault, SpecError
+from mpiens.foundation import BLOCK, METADATA, attach, create, now_and_then, reserve
 from mpiens.layout import (
     DONE,
     FAILED,
     FAILURE_BYTES,
     PENDING,
     UNUSED,
-    Dataset,
-    Joint,
     Layout,
-    Series,
 )
 from mpiens.outcome import Batch, Failure
-from mpiens.reader import decode
-from mpiens.row import Output, Row, as_bytes, checksum
-from mpiens.shard import Shard
+from mpiens.row import as_bytes, checksum
 
 if TYPE_CHECKING:
-    from mpiens.mpi import Comm
+    pass
 
 PARTIAL = ".partial"
-NEW = ".new"  # a file that is being laid down, and nothing yet
-METADATA = 64 << 10  # bytes, at most, that HDF5 adds beside what is counted
-BLOCK = 4 << 20  # bytes read or filled at once
-LOOK_SECONDS = 0.2  # between two looks around during long work
-FORMAT = 1
 _COLUMNS = ("checksum", "seconds", "attempts", "rank")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the data of one dataset lies in the file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """Where it begins, and how many bytes it has."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return self.offset, count * self.dtype.itemsize
 
 
 class Store:
     """A result file opened by the root, read and written at its datasets' offsets."""
 
-    def __init__(self, path: Path, *, writable: bool = False) -> None:
+    def __init__(
+        self, path: Path, contents: Contents | None = None, *, writable: bool = False
+    ) -> None:
+        """Open a file; what it holds is asked of it where it is not known."""
         self.path = path
-        self._places: dict[str, Place] = {}
         self._protected = False
-        with open_file(path) as file:
-            self.attributes: dict[str, Any] = dict(file.attrs)
-            if self.attributes.get("mpiens_format") != FORMAT:
-                text = "is no result file of this version of mpiens"
-                raise SpecError([Fault("", text)], str(path))
-            file.visititems(self._note)
-            self.layout = _read_layout(file)
+        known = contents or read_contents(path)
+        self.layout, self.attributes = known.layout, known.attributes
+        self._places = known.places
         flags = os.O_RDWR if writable else os.O_RDONLY
         self._file = os.open(path, flags | os.O_CLOEXEC)
         self.status = self.read("/tasks/status").reshape(-1)
@@ -209,7 +187,7 @@ class Store:
         done = np.flatnonzero(self.status == DONE).tolist()
         wrong = [
             task
-            for task in _now_and_then(done, look)
+            for task in now_and_then(done, look)
             if checksum(self.row(task).tobytes()) != int(sums[task])
         ]
         return np.array(wrong, dtype=np.int64)
@@ -242,7 +220,7 @@ class Store:
         columns = {name: old.read(f"/tasks/{name}").reshape(-1) for name in _COLUMNS}
         texts = dict(old.failures())
         broken = []
-        for source in _now_and_then(pairs, look):
+        for source in now_and_then(pairs, look):
             target, state = pairs[source], int(old.status[source])
             if state not in (DONE, FAILED) or self.status[target] == UNUSED:
                 continue
@@ -306,13 +284,16 @@ class Store:
         needed = sum(dataset.nbytes + 4096 for dataset in datasets)
         reserve(self.path, needed + METADATA)
         with h5py.File(self.path, "r+", locking=False) as file:
-            file.attrs["aggregates"] = _write_outputs(layout.aggregates)
-            file.attrs["joined"] = _write_joints(layout.joints)
-            for act in (_create, _attach):
-                for dataset in datasets:
-                    act(file, dataset)
-                    file.flush()
-            file.visititems(self._note)
+            for name, value in describe_extension(layout).items():
+                file.attrs[name] = value
+            for dataset in datasets:
+                item = create(file, dataset)
+                file.flush()
+                if (place := find_place(item)) is not None:
+                    self._places[dataset.path] = place
+            for dataset in datasets:
+                attach(file, dataset)
+                file.flush()
         for dataset in datasets:
             if dataset.path in self._places:  # text has been written already
                 own = dataset.data is None
@@ -335,12 +316,6 @@ class Store:
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
         os.fsync(self._file)
-
-    def _note(self, name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            offset = item.id.get_offset()
-            if offset is not None and item.dtype.kind != "O":
-                self._places[f"/{name}"] = Place(int(offset), item.shape, item.dtype)
 
     def _write_tasks(self, path: str, first: int, values: NDArray[Any]) -> None:
         """Write entries of a dataset that has one per task (or per failure)."""
@@ -378,239 +353,10 @@ class Store:
             yield block
 
 
-def open_file(path: Path, mode: str = "r", comm: Comm | None = None) -> h5py.File:
-    """Open the file with HDF5, by all ranks of a communicator where one is given.
-
-    Raises SpecError where it is no HDF5 file.
-    """
-    try:
-        if comm is not None:
-            return h5py.File(path, mode, driver="mpio", comm=comm.raw)
-        return h5py.File(path, mode, locking=False)
-    except FileNotFoundError:
-        raise SpecError([Fault("", "there is no such file")], str(path)) from None
-    except OSError as error:
-        if error.errno:
-            text = f"cannot be opened: {os.strerror(error.errno)}"
-        else:
-            text = "is no HDF5 file, or a damaged one; move it away or use --fresh"
-        raise SpecError([Fault("", text)], str(path)) from None
-
-
-def _now_and_then(steps: Iterable[int], look: Look) -> Iterator[int]:
-    """Yield the steps of long work, and look around several times a second."""
-    looked = time.monotonic()
-    for step in steps:
-        if (now := time.monotonic()) - looked > LOOK_SECONDS:
-            looked = now
-            look()
-        yield step
-
-
-def lay_down(
-    path: Path,
-    layout: Layout,
-    attributes: Mapping[str, Any],
-    *,
-    slim: bool = False,
-    look: Look = look_away,
-) -> Path:
-    """Make the file with all its datasets under a name that says it is new.
-
-    Returns that name.  The whole size is reserved before anything is computed: a full
-    disk is an OSError here and now.  A ``slim`` file has no rows of outputs that are
-    not kept.
-    """
-    new = path.with_name(path.name + NEW)
-    try:
-        _lay_down(new, layout, attributes, slim, look)
-    except BaseException:
-        new.unlink(missing_ok=True)  # on a full disk, others need the space
-        raise
-    return new
-
-
-def _lay_down(
-    new: Path, layout: Layout, attributes: Mapping[str, Any], slim: bool, look: Look
-) -> None:
-    datasets = list(layout.datasets(slim=slim))
-    needed = sum(d.nbytes + 4096 for d in datasets if not _is_sparse(d, layout))
-    reserve(new, needed + METADATA)
-    with h5py.File(new, "w", locking=False) as file:
-        file.attrs["mpiens_format"] = FORMAT
-        file.attrs["spec"] = layout.spec.to_json()
-        file.attrs["outputs"] = _write_outputs(layout.row.outputs)
-        file.attrs["aggregates"] = _write_outputs(layout.aggregates)
-        file.attrs["joined"] = _write_joints(layout.joints)
-        file.attrs["parameter_names"] = json.dumps(list(layout.parameters))
-        if layout.shard is not None:
-            file.attrs["shard"] = str(layout.shard)
-        for name, value in attributes.items():
-            file.attrs[name] = value
-        for dataset in datasets:
-            _create(file, dataset)
-        for dataset in datasets:
-            _attach(file, dataset)
-    _reserve(new, datasets, layout, look)
-
-
-def _is_sparse(dataset: Dataset, layout: Layout) -> bool:
-    """Whether most of a dataset stays a hole in the file: a shard's rows."""
-    return layout.shard is not None and dataset.path.startswith("/series/")
-
-
-def _create(file: h5py.File, dataset: Dataset) -> None:
-    """Create one dataset: contiguous, its space set aside, no time stamp."""
-    if dataset.data is not None and np.dtype(dataset.dtype).kind == "O":
-        item = file.create_dataset(
-            dataset.path, data=list(dataset.data), dtype=h5py.string_dtype()
-        )
-    else:
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plist.set_layout(h5py.h5d.CONTIGUOUS)
-        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # filled in _reserve
-        plist.set_obj_track_times(False)
-        dtype = np.dtype(dataset.dtype)
-        space = h5py.h5s.create_simple(dataset.shape)
-        group = file.require_group(os.path.dirname(dataset.path) or "/")  # noqa: PTH120
-        name = dataset.path.rpartition("/")[2].encode()
-        kind = h5py.h5t.py_create(dtype, logical=True)
-        identifier = h5py.h5d.create(group.id, name, kind, space, plist)
-        item = h5py.Dataset(identifier)
-        if dataset.fill is not None and dtype.kind != "S":
-            item.attrs["_FillValue"] = np.array(dataset.fill, dtype)
-    for attribute, value in dataset.attributes.items():
-        item.attrs[attribute] = value
-
-
-def _attach(file: h5py.File, dataset: Dataset) -> None:
-    """Name the dimensions of a dataset by the coordinates at the root."""
-    item = file[dataset.path]
-    if dataset.dims == (dataset.path.lstrip("/"),):
-        item.make_scale(dataset.dims[0])
-        return
-    for axis, name in enumerate(dataset.dims):
-        item.dims[axis].attach_scale(file[f"/{name}"])
-
-
-def _reserve(path: Path, datasets: list[Dataset], layout: Layout, look: Look) -> None:
-    """Reserve the file's space on disk and fill in what stands for nothing yet.
-
-    Of a shard's rows only room for its share is asked for: it is not reserved, since
-    the other shards' places stay holes.
-    """
-    places: dict[str, int] = {}
-    with h5py.File(path, "r", locking=False) as file:
-        for dataset in datasets:
-            offset = file[dataset.path].id.get_offset()
-            if offset is not None and np.dtype(dataset.dtype).kind != "O":
-                places[dataset.path] = offset
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if layout.shard is None:
-            size = os.fstat(handle).st_size
-            _allocate(handle, 0, size)
-        else:
-            own = sum(d.nbytes for d in datasets if _is_sparse(d, layout))
-            free = os.fstatvfs(handle)
-            if own // layout.shard.count > free.f_bavail * free.f_frsize:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            tasks = np.arange(layout.spec.tasks)
-            status = np.where(layout.shard.owns(tasks), PENDING, UNUSED)
-            own_status = status.astype(np.uint8).tobytes()
-            os.pwrite(handle, own_status, places["/tasks/status"])
-        for dataset in datasets:
-            if dataset.path not in places or _is_sparse(dataset, layout):
-                continue
-            if dataset.data is not None:
-                data = np.ascontiguousarray(dataset.data)
-                os.pwrite(handle, data.tobytes(), places[dataset.path])
-            elif dataset.fill is not None:
-                _fill(handle, places[dataset.path], dataset, look)
-    finally:
-        os.close(handle)
-
-
-def _fill(handle: int, offset: int, dataset: Dataset, look: Look) -> None:
-    dtype = np.dtype(dataset.dtype)
-    count = min(BLOCK, dataset.nbytes) // dtype.itemsize
-    block = np.full(count, dataset.fill, dtype).tobytes()
-    for start in _now_and_then(range(0, dataset.nbytes, BLOCK), look):
-        part = block[: min(BLOCK, dataset.nbytes - start)]
-        os.pwrite(handle, part, offset + start)
-
-
-def _read_layout(file: h5py.File) -> Layout:
-    """Return the layout of a file: its spec, parameters and outputs."""
-    folder = file.attrs.get("folder", "")
-    reading = decode(file.attrs["spec"], f"{folder}/spec.json", is_json=True)
-    spec = reading.require()
-    outputs = _read_outputs(file.attrs["outputs"])
-    aggregates = _read_outputs(file.attrs.get("aggregates", "[]"))
-    parameters = {}
-    for name, item in file.get("parameters", {}).items():
-        text = h5py.check_string_dtype(item.dtype) is not None
-        values = item.asstr()[:] if text else item[:]
-        parameters[name] = tuple(json.loads(v) if text else v.item() for v in values)
-    order = json.loads(file.attrs["parameter_names"])
-    told = file.attrs.get("shard")
-    shard = Shard.parse(told) if told else None
-    own = {n: parameters[n] for n in order}
-    observed = {
-        name: Series(item.attrs["output"], item[...], item.attrs.get("scenario"))
-        for name, item in file.get("observed", {}).items()
-    }
-    joints = tuple(Joint(**own) for own in json.loads(file.attrs.get("joined", "[]")))
-    return Layout(spec, own, Row(outputs), shard, aggregates, joints, observed)
-
-
-def _write_outputs(outputs: tuple[Output, ...]) -> str:
-    return json.dumps([dataclasses.asdict(output) for output in outputs])
-
-
-def _write_joints(joints: tuple[Joint, ...]) -> str:
-    return json.dumps([dataclasses.asdict(joint) for joint in joints])
-
-
-def _read_outputs(text: str) -> tuple[Output, ...]:
-    found = []
-    for fields in json.loads(text):
-        lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-        found.append(Output(**(fields | lists)))
-    return tuple(found)
-
-
 def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:
     """Enter name, dimensions, type and shape of something into a digest."""
     kind = "text" if np.dtype(dtype).kind == "O" else np.dtype(dtype).str
     whole.update(json.dumps([path, list(dims), kind, list(shape)]).encode())
-
-
-def reserve(path: Path, nbytes: int) -> None:
-    """See to it that a file has room to grow before HDF5 opens it.
-
-    HDF5 that meets a full disk leaves the file damaged; here it is an OSError, and the
-    file is as it was.  HDF5 cuts off what it does not need.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    size = os.fstat(handle).st_size
-    try:
-        _allocate(handle, size, nbytes)
-    except OSError:
-        os.ftruncate(handle, size)
-        raise
-    finally:
-        os.close(handle)
-
-
-def _allocate(handle: int, offset: int, nbytes: int) -> None:
-    """Reserve space; a file system that cannot do that is taken as it is."""
-    try:
-        os.posix_fallocate(handle, offset, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
 
 
 def replace(source: Path, target: Path) -> None:

@@ -14,8 +14,9 @@ The algorithm is numpy's ``SeedSequence``, which follows M. E. O'Neill,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,24 +49,74 @@ def spawn_key(name: str, replicate: int, *, common: bool) -> tuple[int, ...]:
     return (replicate,) if common else (hash_name(name), replicate)
 
 
-@dataclass(slots=True)  # not frozen, for a frozen one takes three times as long
-class Stream:
-    """The stream of one task: ``seed`` for foreign generators, ``rng()`` for numpy."""
+@dataclass(slots=True)
+class _Family:
+    """Streams of one seed, whose words were made together."""
 
     entropy: int
-    key: tuple[int, ...]
-    words: Words
-    state: State  # the words in pairs
+    key: Callable[[int], tuple[int, ...]]  # of one of them, by its index
+    words: Words  # (stream, word)
+    states: State  # the words in pairs
+
+    def members(self) -> Iterator[Stream]:
+        """Yield its streams."""
+        return map(partial(Stream, self), range(len(self.words)))
+
+
+class Stream(ISpawnableSeedSequence):
+    """The stream of one task: ``seed`` for foreign generators, ``rng()`` for numpy.
+
+    It is a seed sequence whose first words are known; the rest is asked of numpy.
+    """
+
+    __slots__ = ("_family", "_full", "_index")
+
+    def __init__(self, family: _Family, index: int) -> None:
+        self._family = family
+        self._index = index
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The spawn key."""
+        return self._family.key(self._index)
 
     @property
     def seed(self) -> int:
         """An integer below 2**32, equal to ``SeedSequence.generate_state(1)[0]``."""
-        return int(self.words[0])
+        return int(self._family.words[self._index, 0])
 
     def rng(self) -> np.random.Generator:
         """Return a fresh ``default_rng`` at the start of this stream."""
-        known: Any = _Known(self)  # numpy's stubs know its own sequences only
+        # one of its own, since sequences count what they spawn; numpy's stubs know only
+        # its own kind of them
+        known: Any = Stream(self._family, self._index)
         return _Generator(_PCG64(known))
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        """Return words as numpy's sequence does."""
+        if dtype is np.uint64 and n_words == _STATE_WORDS // 2:  # as PCG64 asks
+            state: State = self._family.states[self._index]
+            return state
+        wanted = np.dtype(dtype)
+        if wanted == np.uint64 and n_words * 2 <= _STATE_WORDS:
+            return self._family.states[self._index, :n_words].copy()
+        if wanted == np.uint32 and n_words <= _STATE_WORDS:
+            return self._family.words[self._index, :n_words].copy()
+        return self._sequence().generate_state(n_words, dtype)
+
+    def spawn(self, n_children: int) -> list[Any]:
+        """Return sequences that follow from this one, as numpy's does."""
+        return self._sequence().spawn(n_children)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is numpy's own sequence, and brings no family with it."""
+        return _as_it_is, (self._sequence(),)
+
+    def _sequence(self) -> np.random.SeedSequence:
+        if not hasattr(self, "_full"):
+            entropy = self._family.entropy
+            self._full = np.random.SeedSequence(entropy, spawn_key=self.key)
+        return self._full
 
 
 def of(spec: Spec, numbers: Sequence[int]) -> Iterator[Stream]:
@@ -78,7 +129,7 @@ def of(spec: Spec, numbers: Sequence[int]) -> Iterator[Stream]:
 
 def make(entropy: int, keys: Sequence[tuple[int, ...]]) -> Iterator[Stream]:
     """Yield the streams with these spawn keys."""
-    return _pair(entropy, keys, state_words(entropy, keys))
+    return _pair(entropy, keys.__getitem__, state_words(entropy, keys)).members()
 
 
 def state_words(entropy: int, keys: Sequence[tuple[int, ...]]) -> Words:
@@ -112,22 +163,19 @@ def _of_many(spec: Spec, tasks: NDArray[np.int64]) -> Iterator[Stream]:
         columns[:-1] = np.array(like, np.uint32).reshape(len(met), length)[which[has]].T
         columns[-1] = replicates[has]
         words[has] = _words(spec.ensemble.seed, columns)
-    keys = [
-        (*heads[index], replicate)
-        for index, replicate in zip(which.tolist(), replicates.tolist(), strict=True)
-    ]
-    return _pair(spec.ensemble.seed, keys, words)
+
+    def key(index: int) -> tuple[int, ...]:
+        return (*heads[which[index]], int(replicates[index]))
+
+    return _pair(spec.ensemble.seed, key, words).members()
 
 
-def _pair(
-    entropy: int, keys: Sequence[tuple[int, ...]], words: Words
-) -> Iterator[Stream]:
-    """Yield streams by their keys and words, numpy's 64-bit words made of them too."""
+def _pair(entropy: int, key: Callable[[int], tuple[int, ...]], words: Words) -> _Family:
+    """Return the streams with these keys and words, numpy's 64-bit words made too."""
     # numpy joins word pairs lowest first, whatever the byte order
     low, high = words[:, 0::2], words[:, 1::2]
     states = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
-    for key, own, state in zip(keys, words, states, strict=True):
-        yield Stream(entropy, key, own, state)
+    return _Family(entropy, key, words, states)
 
 
 def _words(entropy: int, key: Words) -> Words:
@@ -197,31 +245,5 @@ def _generate(pool: list[Words]) -> Words:
     return np.stack([scramble(pool[i % _POOL]) for i in range(_STATE_WORDS)])
 
 
-class _Known(ISpawnableSeedSequence):
-    """A seed sequence whose first words are known; the rest is asked of numpy."""
-
-    __slots__ = ("_full", "_stream")
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._full: np.random.SeedSequence | None = None
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
-        if dtype is np.uint64 and n_words == _STATE_WORDS // 2:  # as PCG64 asks
-            return self._stream.state
-        wanted = np.dtype(dtype)
-        if wanted == np.uint64 and n_words * 2 <= _STATE_WORDS:
-            return self._stream.state[:n_words].copy()
-        if wanted == np.uint32 and n_words <= _STATE_WORDS:
-            return self._stream.words[:n_words].copy()
-        return self._sequence().generate_state(n_words, dtype)
-
-    def spawn(self, n_children: int) -> list[Any]:
-        return self._sequence().spawn(n_children)
-
-    def _sequence(self) -> np.random.SeedSequence:
-        if self._full is None:
-            self._full = np.random.SeedSequence(
-                self._stream.entropy, spawn_key=self._stream.key
-            )
-        return self._full
+def _as_it_is(sequence: np.random.SeedSequence) -> np.random.SeedSequence:
+    return sequence

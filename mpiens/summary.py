@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens import bands
+from mpiens.contents import open_file
 from mpiens.deadline import Look, Stopped, look_away
 from mpiens.layout import DONE, Layout
 from mpiens.row import Output, checksum
-from mpiens.store import Store, open_file
+from mpiens.store import Store
 
 if TYPE_CHECKING:
     from mpiens.mpi import Comm

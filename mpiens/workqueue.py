@@ -44,7 +44,7 @@ _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.02  # what a range should take at most, and more by that for each rank
 RANK_SECONDS = 1e-4
-LEAST_SECONDS = 1e-3  # what a range should take at least, to be worth its message
+LEAST_SECONDS = 2.5e-3  # what a range should take at least, to be worth its message
 GUESS_SECONDS = 0.25  # what a task takes while nothing is known
 PEEK = 1000  # tasks, at least, of which it is asked how long they will take
 # ranges shorter than this are dealt one ahead of need: to ranks that the root can wake,
@@ -52,18 +52,23 @@ PEEK = 1000  # tasks, at least, of which it is asked how long they will take
 NEAR_SECONDS, FAR_SECONDS = 0.03, 0.25
 LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
+EAGER_BYTES = 4096  # of what is under way, which MPI carries without our help
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 
 
 class Sink(Protocol):
     """Where the manager puts what has been finished."""
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
-        """Lay down the file; None where no task of the ensemble has succeeded.
+    def settle(self, described: Described | None) -> Row:
+        """Return what rows are like; None where no task of the ensemble has succeeded.
 
-        What a row is like is announced before, so that nobody has to wait for the file.
+        From now on rows may be written.
+        """
+
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        """Lay down the file, now that rows are settled; ``meanwhile`` is called often.
+
+        It may bring the first rows.
         """
 
     def write(self, batch: Batch, rank: int) -> None:
@@ -164,10 +169,22 @@ def work(
                 comm.post(0, TAG_NEWS, bytes([kind]) + data)
         if stop is not None and (worker.idle or deadline.clock() >= stop):
             break
-        if busy or worker.wait(backoff.next(), comm.bell):
-            backoff.reset()
+        _rest(comm, worker, backoff, busy=busy)
     comm.post(0, TAG_BYE, b"")
     comm.flush()
+
+
+def _rest(comm: Comm, worker: Worker, backoff: Backoff, *, busy: bool) -> None:
+    """Sleep until something happens, but for who was ``busy`` just now."""
+    if not busy:
+        rang = worker.wait(backoff.next(), comm.bell)
+    elif comm.unsent() > EAGER_BYTES:  # large messages want both sides to be awake
+        rang = True
+    else:
+        rang = False
+        backoff.rest()
+    if rang:
+        backoff.reset()
 
 
 def _obey(message: Message, worker: Worker) -> float | None:
@@ -272,6 +289,7 @@ class Manager:
         self.trouble: OSError | None = None
         self._short_of_time = False  # some tasks have been left out
         self._stopping = False  # the others have been told, and may be gone
+        self._laid = self.row is not None  # there is a file
         self._described: dict[int, Described] = {}
         scouts = self.pending if self.scouts is None else self.scouts
         self._undecided: deque[int] = deque(sorted(scouts.tolist()))
@@ -297,6 +315,7 @@ class Manager:
             news = memoryview(unsent.pop())
             self._hear(0, news[0], news[1:])
         while True:
+            self._lay_down()
             self._deal()  # before more is asked for, which may take a while
             self._restock()
             if (ending := self._judge()) is not None:
@@ -313,6 +332,7 @@ class Manager:
         self.worker.drop()
         while self._working or not (self.worker.idle or self.deadline.clock() >= stop):
             self._turn(backoff)
+        self._lay_down()  # of the last that was heard
         self.comm.flush()
         return ending
 
@@ -363,8 +383,31 @@ class Manager:
             for rank in range(1, self.comm.size):
                 self.comm.whisper(rank, TAG_PULSE)
 
+    def _lay_down(self) -> None:
+        """Have the file laid down once rows are settled, and go on dealing meanwhile.
+
+        This is no part of hearing the news that settles them, for it hears news itself.
+        """
+        if self.row is None or self._laid:
+            return
+        self._laid = True
+
+        def go_on() -> None:
+            self._listen()
+            if not self._stopping:
+                self._deal()
+
+        try:
+            self.sink.lay_down(go_on)
+        except OSError as error:
+            self.trouble = error
+
     def _turn(self, backoff: Backoff) -> None:
         """Hear all news there is, or sleep a little."""
+        _rest(self.comm, self.worker, backoff, busy=self._listen())
+
+    def _listen(self) -> bool:
+        """Hear all news there is; whether there was any."""
         busy = False
         while (message := self.comm.poll()) is not None:
             busy = True
@@ -382,8 +425,7 @@ class Manager:
         if silent := self.watch.heartbeat.silent(self._working):
             raise SilentRank(silent[0])
         self.comm.unsent()
-        if busy or self.worker.wait(backoff.next(), self.comm.bell):
-            backoff.reset()
+        return busy
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
         self._hungry.add(rank)
@@ -481,11 +523,11 @@ class Manager:
             if described is None:
                 return
             if described:
-                self.sink.settle(described, self._settle)
+                self._settle(self.sink.settle(described))
             self._undecided.popleft()
             self._scout()
         if self.row is None and self._is_sated():
-            self.sink.settle(None, self._settle)
+            self._settle(self.sink.settle(None))
 
     def _scout(self) -> None:
         """Deal the task next that decides the layout, be it another shard's."""

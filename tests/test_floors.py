@@ -39,7 +39,7 @@ FLOORS = {
     ],
     "tools": [
         *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
-        *("store", "pilot", "ledger"),
+        *("contents", "foundation", "store", "pilot", "ledger"),
     ],
     "stories": [
         *(

@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpiens.fault import SpecError
+from mpiens.foundation import lay_down
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.outcome import RECORD, Batch, Failure
 from mpiens.reader import decode
 from mpiens.row import Row, settle
 from mpiens.spec import Spec
-from mpiens.store import Store, lay_down, replace
+from mpiens.store import Store, replace
 
 SPEC = """
 [ensemble]
@@ -69,7 +70,7 @@ def make_layout(
 
 def lay(folder: Path, layout: Layout, name: str = "run.h5", **options: Any) -> Store:
     """Lay a file down under its name and open it for writing."""
-    new = lay_down(folder / name, layout, {"folder": str(folder)}, **options)
+    new, _ = lay_down(folder / name, layout, {"folder": str(folder)}, **options)
     replace(new, folder / name)
     return Store(folder / name, writable=True)
 
@@ -516,7 +517,7 @@ import errno, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_store import make_layout
-from mpiens.store import lay_down
+from mpiens.foundation import lay_down
 lay_down(Path("small.h5"), make_layout(replicates=20), {})
 try:  # the table of failures, in which nothing is written yet, does not fit
     lay_down(Path("large.h5"), make_layout(replicates=500), {})

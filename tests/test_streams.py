@@ -58,7 +58,7 @@ def test_streams_are_numpys_bit_for_bit(
     assert len(streams) == len(tasks)
     for stream, (name, replicate) in zip(streams, tasks, strict=True):
         expected = sequence(entropy, name, replicate, common)
-        assert np.array_equal(stream.words, expected.generate_state(8))
+        assert np.array_equal(stream.generate_state(8), expected.generate_state(8))
         assert stream.seed == int(expected.generate_state(1)[0])
         assert type(stream.seed) is int
         known = stream.rng().bit_generator.state
@@ -162,7 +162,7 @@ def test_numbers_of_numpy_are_replicates_too() -> None:
     streams = make(7, ["a"] * 3, keys, common=False)
     for stream, replicate in zip(streams, keys, strict=True):
         expected = sequence(7, "a", int(replicate), False)
-        assert np.array_equal(stream.words, expected.generate_state(8))
+        assert np.array_equal(stream.generate_state(8), expected.generate_state(8))
 
 
 def make_spec(seed: int, names: list[str], replicates: int, pairing: Any) -> Spec:
@@ -188,7 +188,7 @@ def test_streams_of_many_tasks_are_those_of_each(
     for task, stream in zip(tasks, made.of(spec, tasks), strict=True):
         scenario, replicate = divmod(task, replicates)
         expected = sequence(entropy, names[scenario], replicate, common)
-        assert np.array_equal(stream.words, expected.generate_state(8))
+        assert np.array_equal(stream.generate_state(8), expected.generate_state(8))
         assert stream.key == expected.spawn_key
         assert draws(stream.rng()) == draws(default_rng(expected))
 
@@ -201,4 +201,4 @@ def test_names_whose_hash_begins_with_zeros_are_as_numpy_has_them(
     for task, stream in zip(range(18), made.of(spec, range(18)), strict=True):
         key = (5 if task < 9 else 2**40 + 1), task % 9
         expected = SeedSequence(7, spawn_key=key)
-        assert np.array_equal(stream.words, expected.generate_state(8))
+        assert np.array_equal(stream.generate_state(8), expected.generate_state(8))

@@ -14,6 +14,7 @@ import pytest
 
 from mpiens import mpi, store, summary
 from mpiens.deadline import Stopped
+from mpiens.foundation import lay_down
 from mpiens.layout import DONE, PENDING, Layout
 from mpiens.outcome import RECORD, Batch
 from mpiens.reader import decode
@@ -83,7 +84,8 @@ def make_file() -> bytes:
 
 def lay(path: Path) -> Path:
     layout = make_layout(path.parent)
-    store.replace(store.lay_down(path, layout, {"folder": str(path.parent)}), path)
+    new, _ = lay_down(path, layout, {"folder": str(path.parent)})
+    store.replace(new, path)
     rows, done = make_rows(layout), is_done()
     records = np.zeros(len(rows), RECORD)
     records["task"] = np.arange(len(rows))

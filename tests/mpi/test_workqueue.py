@@ -96,12 +96,13 @@ class Kept:
     failures: dict[int, str] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
 
-    def settle(
-        self, described: Described | None, announce: Callable[[Row], None]
-    ) -> None:
+    def settle(self, described: Described | None) -> Row:
         assert self.row is None
         self.row = settle(self.spec, described) if described else Row(())
-        announce(self.row)
+        return self.row
+
+    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        meanwhile()
 
     def write(self, batch: Batch, rank: int) -> None:
         assert self.row is not None
@@ -309,14 +310,12 @@ def test_a_root_that_is_busy_lets_the_others_hear(
 
     @dataclass
     class Busy(Kept):
-        def settle(
-            self, described: Described | None, announce: Callable[[Row], None]
-        ) -> None:
+        def lay_down(self, meanwhile: Callable[[], None]) -> None:
             end = time.monotonic() + 1.5 * SILENT * beat
             while time.monotonic() < end:  # it lays down a large file
                 comm.look()
                 time.sleep(0.01)
-            super().settle(described, announce)
+            super().lay_down(meanwhile)
 
     watch = Watch(Deadline(), Heartbeat(beat))
     with contextlib.closing(Worker(lambda: Process(spec, nothing), Limits())) as worker:
