@@ -69,7 +69,7 @@ def summarise(kind: str, rows: Floats, coordinate: Floats, *, padded: bool) -> F
     """
     lengths = _lengths(rows) if padded else np.full(len(rows), rows.shape[1])
     result = np.full(len(rows), np.nan)
-    for length in np.unique(lengths):
+    for length in sorted({*lengths.tolist()}):
         chosen = lengths == length
         if length > 0:
             with np.errstate(invalid="ignore", over="ignore"):

@@ -37,8 +37,9 @@ OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 FAREWELL = 15  # seconds that tolerant ranks wait for each other at the very end
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
-# seconds slept between two looks: at first, at most, and at most where a bell rings
-SHORT, LONG, WOKEN = 20e-6, 10e-3, 20e-3
+# seconds slept between two looks: at first, at most, and at most where a bell rings or
+# where nothing has happened for long, of which it may be such a share
+SHORT, LONG, WOKEN, SHARE = 20e-6, 10e-3, 50e-3, 0.02
 
 Buffer = bytes | bytearray | memoryview
 
@@ -48,24 +49,31 @@ class LaunchError(RuntimeError):
 
 
 class Backoff:
-    """Sleeps that grow from 20 us to some milliseconds while nothing happens."""
+    """Sleeps that grow from 20 us to some milliseconds while nothing happens.
 
-    def __init__(self, longest: float = LONG, *, woken: bool = False) -> None:
+    A look costs some 0.3 ms of a core that has slept, so that there may be few of them.
+    """
+
+    def __init__(self, *, woken: bool = False) -> None:
         self.seconds = SHORT
-        self._longest = longest
+        self._slept = 0.0
         self._woken = woken
 
     def reset(self) -> None:
         """Something will happen soon: be quick again."""
         self.seconds = SHORT
+        self._slept = 0.0
 
     def rest(self) -> None:
         """Something has happened; who is woken for the next thing may sleep for it."""
-        self.seconds = self._longest if self._woken else SHORT
+        self.seconds = WOKEN if self._woken else SHORT
+        self._slept = 0.0
 
     def next(self) -> float:
         """Return how long to sleep now."""
-        self.seconds = min(self.seconds * 1.5, self._longest)
+        longest = WOKEN if self._woken else min(max(LONG, SHARE * self._slept), WOKEN)
+        self.seconds = min(self.seconds * 1.5, longest)
+        self._slept += self.seconds
         return self.seconds
 
     def sleep(self) -> None:
@@ -161,7 +169,7 @@ class Comm:
 
     def backoff(self) -> Backoff:
         """Return how long to sleep between two looks for messages."""
-        return Backoff(WOKEN if self.woken else LONG, woken=self.woken)
+        return Backoff(woken=self.woken)
 
     @_noticing
     def poll(self) -> Message | None:

@@ -22,7 +22,7 @@ from mpiens import bands
 from mpiens.contents import open_file
 from mpiens.deadline import Look, Stopped, look_away
 from mpiens.layout import DONE, Layout
-from mpiens.row import Output, checksum
+from mpiens.row import Output, as_bytes, checksums
 from mpiens.store import Store
 
 if TYPE_CHECKING:
@@ -276,12 +276,14 @@ def _find_broken(
     rows: NDArray[np.void],
     done: NDArray[np.bool_],
 ) -> Iterator[int]:
-    sums = file.read("/tasks/checksum", slab)
-    for scenario, replicate in np.argwhere(done[slab]).tolist():
-        row = rows[scenario, replicate : replicate + 1].tobytes()
-        if checksum(row) != int(sums[scenario, replicate]):
-            first, second = (part.start for part in slab)
-            yield layout.spec.number(first + scenario, second + replicate)
+    places = np.flatnonzero(done[slab])
+    size = rows.dtype.itemsize
+    found = checksums(as_bytes(rows) if size else b"", size, places.tolist())
+    sums = file.read("/tasks/checksum", slab).reshape(-1)[places]
+    first, second = (part.start for part in slab)
+    for place in places[found != sums].tolist():
+        scenario, replicate = divmod(place, rows.shape[1])
+        yield layout.spec.number(first + scenario, second + replicate)
 
 
 def _summarise_slab(
