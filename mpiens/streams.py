@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -180,12 +180,13 @@ def _pair(entropy: int, key: Callable[[int], tuple[int, ...]], words: Words) -> 
 
 def _words(entropy: int, key: Words) -> Words:
     """Return the state words (stream, word) of spawn keys (word, stream)."""
-    run = _split(entropy)
-    run += [0] * (_POOL - len(run))  # numpy pads before a spawn key
-    columns = np.empty((len(run) + len(key), key.shape[1]), dtype=np.uint32)
-    columns[: len(run)] = np.array(run, dtype=np.uint32)[:, None]
-    columns[len(run) :] = key
-    return np.asarray(_generate(_mix_entropy(columns)).T)
+    pool, constant = _mix_entropy(entropy)
+    for word in key:
+        [begin, end], constant = _constants(constant, _MULT_A, _POOL)
+        pool = _mix(pool, _scramble(word, begin, end))
+    [begin, end], _ = _constants(_INIT_B, _MULT_B, _STATE_WORDS)
+    drawn = _scramble(np.concatenate([pool] * (_STATE_WORDS // _POOL)), begin, end)
+    return np.asarray(drawn.T)
 
 
 def _key(spec: Spec, number: int) -> tuple[int, ...]:
@@ -204,45 +205,57 @@ def _split(number: int) -> list[int]:
     return words
 
 
-class _Hash:
-    """numpy's running multiplicative hash; its constants do not depend on the data."""
+@lru_cache(maxsize=16)
+def _mix_entropy(entropy: int) -> tuple[Words, int]:
+    """Mix a seed into a pool of four words; return it, and the constant that follows.
 
-    def __init__(self, constant: int, multiplier: int) -> None:
-        self.constant = constant
-        self.multiplier = multiplier
+    All spawn keys of the seed begin with it.
+    """
+    run = _split(entropy)
+    run += [0] * (_POOL - len(run))  # numpy pads before a spawn key
+    constant = _INIT_A
 
-    def __call__(self, value: Words) -> Words:
-        mixed: Words = value ^ np.uint32(self.constant)
-        self.constant = self.constant * self.multiplier & 0xFFFFFFFF
-        mixed = mixed * np.uint32(self.constant)
-        mixed ^= mixed >> _SHIFT
-        return mixed
+    def scramble(word: Words) -> Words:
+        nonlocal constant
+        [begin, end], constant = _constants(constant, _MULT_A, 1)
+        return _scramble(word, begin, end)
+
+    words = np.array(run, dtype=np.uint32)[:, None, None]
+    pool = [scramble(word) for word in words[:_POOL]]
+    for source in range(_POOL):
+        for target in range(_POOL):
+            if source != target:
+                pool[target] = _mix(pool[target], scramble(pool[source]))
+    for word in words[_POOL:]:
+        for target in range(_POOL):
+            pool[target] = _mix(pool[target], scramble(word))
+    return np.concatenate(pool), constant
+
+
+@lru_cache(maxsize=64)
+def _constants(first: int, multiplier: int, count: int) -> tuple[Words, int]:
+    """Return so many pairs of constants of numpy's running hash, and what follows.
+
+    Shape (2, count, 1).  They do not depend on what is hashed.
+    """
+    run = [first]
+    for _ in range(count):
+        run.append(run[-1] * multiplier & 0xFFFFFFFF)
+    pairs = np.array([run[:-1], run[1:]], dtype=np.uint32)[:, :, None]
+    return pairs, run[-1]
+
+
+def _scramble(words: Words, begin: Words, end: Words) -> Words:
+    mixed: Words = words ^ begin
+    mixed *= end
+    mixed ^= mixed >> _SHIFT
+    return mixed
 
 
 def _mix(x: Words, y: Words) -> Words:
     mixed: Words = x * _MIX_L - y * _MIX_R
     mixed ^= mixed >> _SHIFT
     return mixed
-
-
-def _mix_entropy(columns: Words) -> list[Words]:
-    """Mix the entropy words (word, stream) into a pool of four words per stream."""
-    scramble = _Hash(_INIT_A, _MULT_A)
-    pool = [scramble(columns[i]) for i in range(_POOL)]
-    for source in range(_POOL):
-        for target in range(_POOL):
-            if source != target:
-                pool[target] = _mix(pool[target], scramble(pool[source]))
-    for word in columns[_POOL:]:
-        for target in range(_POOL):
-            pool[target] = _mix(pool[target], scramble(word))
-    return pool
-
-
-def _generate(pool: list[Words]) -> Words:
-    """Draw the state words (word, stream) from a mixed pool."""
-    scramble = _Hash(_INIT_B, _MULT_B)
-    return np.stack([scramble(pool[i % _POOL]) for i in range(_STATE_WORDS)])
 
 
 def _as_it_is(sequence: np.random.SeedSequence) -> np.random.SeedSequence:
