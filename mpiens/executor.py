@@ -197,7 +197,8 @@ class Executor:
             task, stream = todo[done]
             if task not in own:
                 own, run = self._bind(task, inputs)
-            if batch is not None and self._trust.earned and task < self._spec.tasks:
+            brief = self._trust.earned and task < self._spec.tasks
+            if batch is not None and brief and attempts == 1:
                 part = todo[done : done + batch.room]
                 done += self._burst(batch, attempts, run, own, part)
             else:

@@ -25,7 +25,8 @@ def seed(number: int) -> None:
 
 def look() -> Any:
     """Return the state of both, to be compared with that of another look."""
-    bits: Any = np.random.get_bit_generator()
+    legacy: Any = np.random  # its stubs do not know all of it
+    bits = legacy.get_bit_generator()
     if type(bits) is np.random.MT19937:  # to ask it takes five times as long
         return random.getstate(), ctypes.string_at(bits.ctypes.state_address, _STATE)
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
