@@ -71,9 +71,10 @@ def summarise(kind: str, rows: Floats, coordinate: Floats, *, padded: bool) -> F
     result = np.full(len(rows), np.nan)
     for length in sorted({*lengths.tolist()}):
         chosen = lengths == length
+        own = rows[:, :length] if chosen.all() else rows[chosen, :length]
         if length > 0:
             with np.errstate(invalid="ignore", over="ignore"):
-                result[chosen] = _SUMMARY[kind](rows[chosen, :length], coordinate)
+                result[chosen] = _SUMMARY[kind](own, coordinate)
     return result
 
 

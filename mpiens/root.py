@@ -54,7 +54,7 @@ from mpiens.store import PARTIAL, Store
 from mpiens.study import Study
 from mpiens.workqueue import Ending, Gate
 
-EARLY_BYTES = 64 << 20  # of rows, at most, that come before there is a file
+EARLY_BYTES = 8 << 20  # of rows, at most, that come before there is a file
 RECENT = 20  # tasks, at least, of which the mean tells what the next ones take
 _STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
 COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75

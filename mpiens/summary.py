@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mpiens.mpi import Comm
 
 BUDGET = 8 << 20  # bytes of samples that a rank reads at once
+CACHE = 1 << 20  # and those of a core that are turned round at once
 LEAST = 1 << 18  # bytes that are worth a turn of their own
 
 Floats = NDArray[np.float64]
@@ -175,15 +176,34 @@ def _make_band(
     here, *part = slab
     whole = (here, slice(0, layout.by_task[1]), *part)
     read = file.read(f"/series/{output.name}", whole)
-    samples = np.ascontiguousarray(np.moveaxis(read, 1, -1), dtype=float)
     levels = layout.spec.bands.levels
-    band, mean, deviation = _describe(samples, done[here], levels)
+    band, mean, deviation = _describe_rows(read, done[here], levels)
     name = f"/bands/{output.name}"
     return {
         name: ((here, slice(0, len(levels)), *part), band),
         f"{name}.mean": (slab, mean),
         f"{name}.std": (slab, deviation),
     }
+
+
+def _describe_rows(
+    rows: NDArray[Any], done: NDArray[np.bool_], levels: Sequence[float]
+) -> tuple[Floats, Floats, Floats]:
+    """Describe rows (scenario, replicate, ...), a few of their entries at a time.
+
+    So they are turned round, for replicates to lie side by side, within a core's cache.
+    """
+    scenarios, replicates, *shape = rows.shape
+    flat = rows.reshape(scenarios, replicates, math.prod(shape))
+    step = max(1, CACHE // max(1, flat[..., :1].size * 8))
+    parts = []
+    for start in range(0, max(1, flat.shape[2]), step):
+        part = np.moveaxis(flat[..., start : start + step], 1, -1)
+        samples = np.ascontiguousarray(part, dtype=float)
+        parts.append(_describe(samples, done, levels))
+    found = (np.concatenate(pieces, axis=-1) for pieces in zip(*parts, strict=True))
+    band, mean, deviation = (one.reshape(*one.shape[:-1], *shape) for one in found)
+    return band, mean, deviation
 
 
 def _describe(
@@ -262,6 +282,12 @@ def _take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
 
 def _read_rows(file: Hyperslabs, layout: Layout, slab: Selection) -> NDArray[np.void]:
     """Read whole rows of some replicates of some scenarios."""
+    if len(layout.row.stored) == 1 and layout.row.dtype.itemsize:
+        [output] = layout.row.stored
+        whole = tuple(slice(0, size) for size in output.shape)
+        read = file.read(f"/series/{output.name}", (*slab, *whole))
+        flat = np.ascontiguousarray(read).reshape(*read.shape[:2], -1)
+        return flat.view(layout.row.dtype)[..., 0]
     rows = np.zeros([part.stop - part.start for part in slab], layout.row.dtype)
     for output in layout.row.stored:
         whole = tuple(slice(0, size) for size in output.shape)
@@ -295,7 +321,7 @@ def _summarise_slab(
     pieces: Pieces = {}
     for output, kind in layout.summaries():
         steps = output.shape[0] if output.shape else 1
-        values = rows[output.name].reshape(rows.size, steps).astype(float)
+        values = rows[output.name].reshape(rows.size, steps).astype(float, copy=False)
         numbers = bands.summarise(
             kind, values, np.arange(steps, dtype=float), padded=output.padded
         )
