@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpiens.row import Described, Row
+from mpiens.row import Described, Row, as_bytes
 
 RECORD = np.dtype(
     [("task", "<i8"), ("checksum", "<u8"), ("seconds", "<f8"), ("attempts", "<u2")]
@@ -67,7 +67,8 @@ class Batch:
     def to_bytes(self) -> bytes:
         """Return the batch as one message: a count, the records, the rows."""
         count = len(self.records).to_bytes(8, "little")
-        return b"".join([count, self.records.tobytes(), self.rows.tobytes()])
+        parts = self.records, self.rows
+        return b"".join([count, *(as_bytes(part) for part in parts if part.nbytes)])
 
     @staticmethod
     def tasks_of(data: bytes | bytearray | memoryview) -> list[int]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +106,16 @@ class Store:
     def write(self, batch: Batch, rank: int) -> None:
         """Keep finished tasks: rows, then what is known of them, then their status."""
         tasks = batch.records["task"]
-        breaks = np.flatnonzero(np.diff(tasks) != 1) + 1
-        for run in np.split(np.arange(len(tasks)), breaks):
-            records, rows = batch.records[run], batch.rows[run]
+        breaks = (np.flatnonzero(np.diff(tasks) != 1) + 1).tolist()
+        for start, end in pairwise([0, *breaks, len(tasks)]):
+            records, rows = batch.records[start:end], batch.rows[start:end]
             first = int(records["task"][0])
             for output in self.layout.row.stored:
                 self._write_tasks(f"/series/{output.name}", first, rows[output.name])
             for name in ("seconds", "attempts", "checksum"):
                 self._write_tasks(f"/tasks/{name}", first, records[name])
-            self._write_tasks("/tasks/rank", first, np.full(len(run), rank))
-            self._set_status(first, len(run), DONE)
+            self._write_tasks("/tasks/rank", first, np.full(len(rows), rank))
+            self._set_status(first, len(rows), DONE)
 
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task, and its text while there is room in the table."""
