@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpiens.layout import DONE
-from mpiens.outcome import Batch, Failure, StepResult, Tasks
+from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
 from mpiens.row import Described, Output, Row, find_storage
 from mpiens.shelf import Shelf
 from mpiens.spec import Pool, Step, to_text
@@ -107,7 +107,7 @@ class Aggregation:
         """Not called: there is a file."""
         raise RuntimeError("the file has been laid down already")
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Ranks) -> None:
         """Not called: all rows are there."""
         raise RuntimeError("aggregates are no rows")
 

@@ -27,7 +27,7 @@ from mpiens.layout import (
     UNUSED,
 )
 from mpiens.ledger import Ledger
-from mpiens.outcome import Batch, Failure, StepResult, Tasks
+from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
 from mpiens.row import Described, Row
 from mpiens.spec import Spec, Step
 from mpiens.store import Store
@@ -49,7 +49,7 @@ class Host(Protocol):
     def lay_down(self, meanwhile: Callable[[], None]) -> None:
         """Lay down the file."""
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks."""
 
     def keep_failure(self, failure: Failure, rank: int) -> None:
@@ -178,9 +178,9 @@ class Calibration:
         if self._host.file is not None:
             self._ledger.bind(self._host.file)
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks; the last of a trial has it scored."""
-        self._host.write(batch, rank)
+        self._host.write(batch, ranks)
         self._seconds += float(batch.records["seconds"].sum())
         self._simulated += len(batch.records)
         for task in batch.records["task"].tolist():

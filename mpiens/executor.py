@@ -355,6 +355,7 @@ class Executor:
     def _fail(
         self, task: int, attempts: int, seconds: float, error: BaseException
     ) -> None:
+        self._trust.lose()  # a burst with such a task would be in vain
         flush_standard()  # what it printed is part of what happened
         stray = isinstance(error, ProgramError) and error.stray
         failure = Failure(task, attempts, seconds, self._tell(error), stray)

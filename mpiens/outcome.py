@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ Tasks = NDArray[np.int64]
 
 Inputs = Mapping[int, bytes]
 """What tasks are given beside parameters and stream, by the index of their scenario."""
+
+Ranks = NDArray[np.int64]
+SMALL = 1 << 15  # bytes of a batch that is worth a copy to be written with others
 
 PRINTED = "The model's last lines of output:"
 # kinds of frames between a supervisor and its runner: the first two are orders, the
@@ -86,3 +89,23 @@ class Batch:
         if row.dtype.itemsize == 0:
             return cls(records, np.empty(count, row.dtype))
         return cls(records, np.frombuffer(data, row.dtype, count, offset=offset))
+
+
+def join(batches: list[tuple[Batch, int]]) -> Iterator[tuple[Batch, Ranks]]:
+    """Yield what several ranks have sent, small batches as one, in the order of tasks.
+
+    Beside each stands the rank of every task.
+    """
+    is_small = [batch.rows.nbytes <= SMALL for batch, _ in batches]
+    small = [one for one, own in zip(batches, is_small, strict=True) if own]
+    alone = sum(is_small) < 2
+    for (batch, rank), own in zip(batches, is_small, strict=True):
+        if alone or not own:
+            yield batch, np.full(len(batch.records), rank)
+    if not alone:
+        records = np.concatenate([batch.records for batch, _ in small])
+        rows = np.concatenate([batch.rows for batch, _ in small])
+        counts = [len(batch.records) for batch, _ in small]
+        ranks = np.repeat([rank for _, rank in small], counts)
+        order = np.argsort(records["task"], kind="stable")
+        yield Batch(records[order], rows[order]), ranks[order]

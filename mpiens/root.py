@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from mpiens.foundation import lay_down
 from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.ledger import Ledger
 from mpiens.lock import Lock
-from mpiens.outcome import Batch, Failure, StepResult, Tasks
+from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
 from mpiens.pilot import settle_windows
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import decode, locate_faults, read
@@ -127,7 +127,7 @@ class Root:
         self._store: Store | None = None
         self._settled: Row | None = None
         self._early: list[tuple[Failure, int]] = []  # before there was a file
-        self._early_rows: list[tuple[Batch, int]] = []
+        self._early_rows: list[tuple[Batch, Ranks]] = []
         self._costs: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self._progress = show_progress()
         self._tally: Tally | None = None
@@ -268,24 +268,24 @@ class Root:
                 meanwhile()
 
         self._store = self._lay_down(self._settled, None, look)
-        for batch, rank in gather(self._early_rows):
-            self._store.write(batch, rank)
+        for batch, ranks in self._early_rows:
+            self._store.write(batch, ranks)
         for failure, rank in self._early:
             self._store.fail(failure, rank)
         self._early_rows.clear()
         self._early.clear()
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks, but for those of other shards."""
         if (shard := self._request.shard) is not None:
             own = shard.owns(batch.records["task"])
-            batch = Batch(batch.records[own], batch.rows[own])
+            batch, ranks = Batch(batch.records[own], batch.rows[own]), ranks[own]
             if not own.any():
                 return
         if self._store is None:
-            self._early_rows.append((batch, rank))
+            self._early_rows.append((batch, ranks))
         else:
-            self._store.write(batch, rank)
+            self._store.write(batch, ranks)
         self._spend(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
@@ -665,16 +665,6 @@ class Root:
             fresh.close()
         store.replace(new, self._partial)
         return Store(self._partial, contents, writable=True)
-
-
-def gather(batches: list[tuple[Batch, int]]) -> Iterator[tuple[Batch, int]]:
-    """Yield what every rank has sent as one batch, in the order of tasks."""
-    for rank in sorted({rank for _, rank in batches}):
-        own = [batch for batch, sender in batches if sender == rank]
-        records = np.concatenate([batch.records for batch in own])
-        rows = np.concatenate([batch.rows for batch in own])
-        order = np.argsort(records["task"], kind="stable")
-        yield Batch(records[order], rows[order]), rank
 
 
 def count_failed(file: Store) -> int:

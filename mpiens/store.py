@@ -41,7 +41,7 @@ from mpiens.layout import (
     UNUSED,
     Layout,
 )
-from mpiens.outcome import Batch, Failure
+from mpiens.outcome import Batch, Failure, Ranks
 from mpiens.row import as_bytes, checksum
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Store:
         self._read_into(part, place.offset + scenario * part.nbytes)
         return part
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks: rows, then what is known of them, then their status."""
         tasks = batch.records["task"]
         breaks = (np.flatnonzero(np.diff(tasks) != 1) + 1).tolist()
@@ -114,7 +114,7 @@ class Store:
                 self._write_tasks(f"/series/{output.name}", first, rows[output.name])
             for name in ("seconds", "attempts", "checksum"):
                 self._write_tasks(f"/tasks/{name}", first, records[name])
-            self._write_tasks("/tasks/rank", first, np.full(len(rows), rank))
+            self._write_tasks("/tasks/rank", first, ranks[start:end])
             self._set_status(first, len(rows), DONE)
 
     def fail(self, failure: Failure, rank: int) -> None:

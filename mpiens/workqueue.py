@@ -29,8 +29,10 @@ from mpiens.outcome import (
     Description,
     Failure,
     Inputs,
+    Ranks,
     StepResult,
     Tasks,
+    join,
 )
 from mpiens.row import Described, Row
 from mpiens.worker import Worker
@@ -47,6 +49,9 @@ RANK_SECONDS = 1e-4
 LEAST_SECONDS = 2.5e-3  # what a range should take at least, to be worth its message
 GUESS_SECONDS = 0.25  # what a task takes while nothing is known
 PEEK = 1000  # tasks, at least, of which it is asked how long they will take
+LOOK_SECONDS = 0.1  # between two looks whether all that is pending still fits in time
+TURN = 256  # messages, and bytes of rows, at most, that are heard before any is written
+TURN_BYTES = 1 << 20
 # ranges shorter than this are dealt one ahead of need: to ranks that the root can wake,
 # and to others
 NEAR_SECONDS, FAR_SECONDS = 0.03, 0.25
@@ -71,8 +76,8 @@ class Sink(Protocol):
         It may bring the first rows.
         """
 
-    def write(self, batch: Batch, rank: int) -> None:
-        """Keep finished tasks."""
+    def write(self, batch: Batch, ranks: Ranks) -> None:
+        """Keep finished tasks; which rank has run each stands beside them."""
 
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task."""
@@ -289,6 +294,11 @@ class Manager:
         self.trouble: OSError | None = None
         self._short_of_time = False  # some tasks have been left out
         self._stopping = False  # the others have been told, and may be gone
+        self._heard: list[tuple[Batch, int]] = []  # rows that are to be written
+        self._heard_bytes = 0
+        self._ends = np.zeros(0)  # what the next pending tasks take, added up
+        self._at = 0  # how many of those have been dealt
+        self._left_out = float("-inf")  # when it was looked which do not fit
         self._laid = self.row is not None  # there is a file
         self._described: dict[int, Described] = {}
         scouts = self.pending if self.scouts is None else self.scouts
@@ -314,6 +324,7 @@ class Manager:
         while unsent:
             news = memoryview(unsent.pop())
             self._hear(0, news[0], news[1:])
+        self._write()
         while True:
             self._lay_down()
             self._deal()  # before more is asked for, which may take a while
@@ -408,9 +419,9 @@ class Manager:
 
     def _listen(self) -> bool:
         """Hear all news there is; whether there was any."""
-        busy = False
-        while (message := self.comm.poll()) is not None:
-            busy = True
+        heard = 0
+        while heard < TURN and (message := self.comm.poll()) is not None:
+            heard += 1
             self.watch.heartbeat.hear(message.source)
             if message.tag == TAG_NEWS:
                 news = memoryview(message.data)
@@ -420,12 +431,13 @@ class Manager:
             elif message.tag == TAG_BYE:
                 self._working.discard(message.source)
         for kind, data in self.worker.step():
-            busy = True
+            heard += 1
             self._hear(0, kind, memoryview(data))
+        self._write()
         if silent := self.watch.heartbeat.silent(self._working):
             raise SilentRank(silent[0])
         self.comm.unsent()
-        return busy
+        return heard > 0
 
     def _hear(self, rank: int, kind: int, data: memoryview) -> None:
         self._hungry.add(rank)
@@ -440,7 +452,10 @@ class Manager:
         if kind == BATCH and self.row is not None:
             batch = Batch.from_bytes(data, self.row)
             if self._is_news(rank, batch.records["task"].tolist()):
-                self.sink.write(batch, rank)
+                self._heard.append((batch, rank))
+                self._heard_bytes += batch.rows.nbytes
+                if self._heard_bytes > TURN_BYTES:
+                    self._write()
                 self._finish(rank, batch.records["task"].tolist())
                 self._seconds += float(batch.records["seconds"].sum())
         elif kind == FAILURE:
@@ -463,6 +478,15 @@ class Manager:
             if self.row is None:
                 self._described[news.task] = news.described
                 self._decide()
+
+    def _write(self) -> None:
+        """Hand over the rows that were heard, together, for that takes less."""
+        heard, self._heard, self._heard_bytes = self._heard, [], 0
+        try:
+            for batch, ranks in join(heard) if self.trouble is None else ():
+                self.sink.write(batch, ranks)
+        except OSError as error:
+            self.trouble = error
 
     def _fail(self, failure: Failure, rank: int) -> None:
         self._seconds += failure.seconds
@@ -553,6 +577,7 @@ class Manager:
 
     def _deal(self) -> None:
         """Give work to every rank that runs out of it."""
+        self._ends, self._at = self._ends[:0], 0  # much may have changed
         dealt = True
         while dealt and len(self.pending):
             dealt = False
@@ -587,8 +612,14 @@ class Manager:
 
         False, and all are left, while Slurm is asked whether the job's end has moved.
         """
+        now = self.deadline.clock()
+        if now - self._left_out < LOOK_SECONDS and len(self.pending) > PEEK:
+            return True
+        self._left_out = now
         if self.deadline.remaining() is not None and self._too_long().any():
+            self._ends = self._ends[:0]
             if self.deadline.doubt():
+                self._left_out = float("-inf")
                 return False
             long = self._too_long()  # by what is known now
             self._short_of_time |= bool(long.any())
@@ -611,11 +642,8 @@ class Manager:
 
     def _deal_range(self, number: int, rank: Rank) -> None:
         count, seconds = self._range()
-        remaining = self.deadline.remaining()
-        if remaining is not None:  # together, too, they have to end in time
-            ends = np.cumsum(self.sink.expect(self.pending[:count]))
-            count = max(1, int(np.count_nonzero(~(ends > remaining))))
         tasks, self.pending = self.pending[:count], self.pending[count:]
+        self._at += count
         rank.left += len(tasks)
         rank.last, rank.seconds = len(tasks), seconds
         inputs = self._inputs(rank, tasks)
@@ -644,12 +672,20 @@ class Manager:
             return 1, GUESS_SECONDS
         guided = -(-len(self.pending) // (2 * self.comm.size))
         usual = self._seconds / self._finished if self._finished else self._guess
-        expected = self.sink.expect(self.pending[: max(guided, PEEK)])
-        ends = np.cumsum(np.where(np.isnan(expected), usual, expected))
+        if len(self._ends) - self._at < min(guided, PEEK):
+            expected = self.sink.expect(self.pending[: max(guided, PEEK)])
+            self._ends = np.cumsum(np.where(np.isnan(expected), usual, expected))
+            self._at = 0
+        before = float(self._ends[self._at - 1]) if self._at else 0.0
+        ends = self._ends[self._at :]
         longest = RANGE_SECONDS + RANK_SECONDS * self.comm.size
-        least = int(np.searchsorted(ends, LEAST_SECONDS))
-        most = int(np.searchsorted(ends, longest))
+        least = int(np.searchsorted(ends, before + LEAST_SECONDS))
+        most = int(np.searchsorted(ends, before + longest))
         count = max(1, least, min(guided, most))
         if self.gate is not None:
             count = min(count, max(1, UNSENT_BYTES // self.gate.nbytes))
-        return count, float(ends[count - 1])
+        if (remaining := self.deadline.remaining()) is not None:
+            fitting = int(np.searchsorted(ends, before + remaining, side="right"))
+            count = max(1, min(count, fitting))  # together, too, they end in time
+        count = min(count, len(ends))
+        return count, float(ends[count - 1]) - before

@@ -93,7 +93,7 @@ def make_batch(layout: Layout, tasks: list[int], salt: int = 0) -> Batch:
 def fill(store: Store, tasks: list[int] | None = None) -> Batch:
     everything = list(range(store.layout.spec.tasks))
     batch = make_batch(store.layout, everything if tasks is None else tasks)
-    store.write(batch, rank=0)
+    store.write(batch, np.zeros(len(batch.rows), np.int64))
     return batch
 
 
@@ -139,7 +139,7 @@ def test_hdf5_reads_what_was_written_in_any_order_in_any_batches(
     written = [task for tasks in batches for task in tasks]
     store = Store(shutil.copy(begun, begun.with_name("copy.h5")), writable=True)
     for rank, tasks in enumerate(batches):
-        store.write(make_batch(layout, tasks), rank)
+        store.write(make_batch(layout, tasks), np.full(len(tasks), rank))
     expected = make_batch(layout, sorted(written))
     read = read_rows(store.path, layout)
     assert read[sorted(written)].tobytes() == expected.rows.tobytes()
@@ -218,7 +218,7 @@ def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rewrite(store: Store) -> None:
     store.forget(np.array([4, 5]))
-    store.write(make_batch(store.layout, [4, 5], salt=1), rank=0)
+    store.write(make_batch(store.layout, [4, 5], salt=1), np.zeros(2, np.int64))
 
 
 @pytest.mark.parametrize("act", [lambda store: fill(store, [3, 4, 9]), rewrite])
@@ -436,12 +436,13 @@ def test_the_digest_sees_rows_parameters_names_dims_and_types(
     for index, other in enumerate(others):
         store = lay(tmp_path, other, f"{index}.h5")
         rows = make_batch(layout, list(range(15)))  # the same, also of another type
-        store.write(Batch(rows.records, rows.rows.astype(other.row.dtype)), rank=0)
+        cast = Batch(rows.records, rows.rows.astype(other.row.dtype))
+        store.write(cast, np.zeros(len(rows.rows), np.int64))
         digests.append(store.digest())
         store.close()
     store = lay(tmp_path, layout, "other-row.h5")
     fill(store)
-    store.write(make_batch(layout, [14], salt=1), rank=0)
+    store.write(make_batch(layout, [14], salt=1), np.zeros(1, np.int64))
     digests.append(store.digest())
     store.close()
     assert len(set(digests)) == len(digests)

@@ -91,7 +91,7 @@ def lay(path: Path) -> Path:
     records["task"] = np.arange(len(rows))
     records["checksum"] = [checksum(row.tobytes()) for row in rows]
     file = store.Store(path, writable=True)
-    file.write(Batch(records[done], rows[done]), 0)
+    file.write(Batch(records[done], rows[done]), np.zeros(done.sum(), np.int64))
     file.close()
     return path
 

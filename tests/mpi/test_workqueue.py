@@ -63,6 +63,10 @@ def never_succeeds(replicate):
     raise RuntimeError(f"no replicate {replicate}")
 
 
+def says_when():
+    return {"when": time.monotonic()}
+
+
 def says_who(replicate):
     return {"pid": os.getpid()}
 
@@ -94,7 +98,6 @@ class Kept:
     attempts: dict[int, int] = field(default_factory=dict)
     ranks: dict[int, int] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
 
     def settle(self, described: Described | None) -> Row:
         assert self.row is None
@@ -104,16 +107,15 @@ class Kept:
     def lay_down(self, meanwhile: Callable[[], None]) -> None:
         meanwhile()
 
-    def write(self, batch: Batch, rank: int) -> None:
+    def write(self, batch: Batch, ranks: Any) -> None:
         assert self.row is not None
-        for record, row in zip(batch.records, batch.rows, strict=True):
+        for record, row, rank in zip(batch.records, batch.rows, ranks, strict=True):
             task = int(record["task"])
             assert task not in self.rows  # once, and never again
             assert checksum(row.tobytes()) == record["checksum"]
             self.rows[task] = {o.name: row[o.name].tolist() for o in self.row.outputs}
             self.attempts[task] = int(record["attempts"])
-            self.ranks[task] = rank
-            self.order.append(task)
+            self.ranks[task] = int(rank)
 
     def fail(self, failure: Failure, rank: int) -> None:
         assert failure.task not in self.failures
@@ -245,12 +247,13 @@ def test_tasks_are_dealt_in_the_order_in_which_they_are_pending(
     comm: mpi.Comm, run: Run
 ) -> None:
     pending = [int(task) for task in np.random.default_rng(2).permutation(60)]
-    row = run("draws", replicates=1).row
-    kept = run("draws", pending=pending, row=row)
+    row = run("says_when", replicates=1).row
+    kept = run("says_when", pending=pending, row=row)
     firsts = [kept.ranks[task] for task in pending[: comm.size]]
     assert firsts == list(range(comm.size))
-    own = [[t for t in order if kept.ranks[t] == 0] for order in (pending, kept.order)]
-    assert own[0] == own[1]
+    for rank in range(comm.size):
+        own = [task for task in pending if kept.ranks[task] == rank]
+        assert own == sorted(own, key=lambda task: float(kept.rows[task]["when"]))
 
 
 @pytest.mark.parametrize("isolation", RUNNERS)
