@@ -223,6 +223,7 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     ending = _deal(comm, worker, watch, manager, seat.unsent)
     if root is not None and manager is not None:
         root.note(seat.deadline.reason, manager.trouble)
+        root.dealt += manager.seconds
     return ending
 
 

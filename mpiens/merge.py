@@ -46,7 +46,7 @@ _OWN = (
     *("mpiens_format", "spec", "outputs", "aggregates", "joined"),
     *("parameter_names", "shard", "study_owner", "digest"),
     *("aggregate_code", "aggregates_failed", "curves_failed"),
-    *("completed", "seconds", "ranks", "host"),
+    *("completed", "seconds", "seconds_dealing", "ranks", "host"),
 )
 
 

@@ -37,12 +37,19 @@ def opening(spec: Path, folder: str, code: str, revision: str) -> dict[str, str]
     }
 
 
-def closing(seconds: float, ranks: int) -> dict[str, str | float | int]:
-    """Return the attributes that a file is completed with."""
+def closing(
+    seconds: float, ranks: int, dealt: float | None = None
+) -> dict[str, str | float | int]:
+    """Return the attributes that a file is completed with.
+
+    Tasks were ``dealt`` and their rows written in so many of the ``seconds``.
+    """
+    more = {} if dealt is None else {"seconds_dealing": dealt}
     return {
         "completed": _now(),
         "seconds": seconds,
         "ranks": ranks,
+        **more,
         "host": socket.gethostname(),
     }
 

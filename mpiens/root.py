@@ -124,6 +124,7 @@ class Root:
         self._request = request
         self._look = look
         self._ranks = 1
+        self.dealt = 0.0  # seconds in which tasks were run
         self._store: Store | None = None
         self._settled: Row | None = None
         self._early: list[tuple[Failure, int]] = []  # before there was a file
@@ -459,7 +460,7 @@ class Root:
             "target_code": self._target_code,
             **(self._aggregation.finish() if self._aggregation else {}),
             **(join_curves(file, self._look) if self._joins else {}),
-            **provenance.closing(self._tally.elapsed(), self._ranks),
+            **provenance.closing(self._tally.elapsed(), self._ranks, self.dealt),
         }
         complete(file, self._request.file, closing)
         shelf.clear(self._partial)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -292,6 +293,7 @@ class Manager:
         self._working = set(range(1, self.comm.size))  # that have not said goodbye
         self.deadline = self.watch.deadline
         self.trouble: OSError | None = None
+        self.seconds = 0.0  # from the first range that was dealt to the last row
         self._short_of_time = False  # some tasks have been left out
         self._stopping = False  # the others have been told, and may be gone
         self._heard: list[tuple[Batch, int]] = []  # rows that are to be written
@@ -311,10 +313,12 @@ class Manager:
         ``trouble``, and no further news is taken.
         """
         before, self.comm.on_wait = self.comm.on_wait, self._beat
+        began = time.monotonic()
         try:
             return self._run(backoff, unsent)
         finally:
             self.comm.on_wait = before
+            self.seconds = time.monotonic() - began
 
     def _run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
         if self.row is not None:
