@@ -313,14 +313,13 @@ class Manager:
         ``trouble``, and no further news is taken.
         """
         before, self.comm.on_wait = self.comm.on_wait, self._beat
-        began = time.monotonic()
         try:
             return self._run(backoff, unsent)
         finally:
             self.comm.on_wait = before
-            self.seconds = time.monotonic() - began
 
     def _run(self, backoff: Backoff, unsent: list[bytes]) -> Ending:
+        began = time.monotonic()
         if self.row is not None:
             self._settle(self.row)
         self._scout()
@@ -337,6 +336,7 @@ class Manager:
                 break
             self._deal()
             self._turn(backoff)
+        self.seconds = time.monotonic() - began
         self._stopping = True
         left = self.deadline.remaining()
         grace = GRACE if left is None else max(left, LATE)
