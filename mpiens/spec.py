@@ -91,6 +91,7 @@ class Shared:
     __pydantic_config__ = _STRICT
     loader: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    mapped: bool = False  # files that the loader maps stay mapped, by every rank
 
 
 @dataclass(frozen=True)

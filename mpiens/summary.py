@@ -177,7 +177,7 @@ def _make_band(
     whole = (here, slice(0, layout.by_task[1]), *part)
     read = file.read(f"/series/{output.name}", whole)
     levels = layout.spec.bands.levels
-    band, mean, deviation = _describe_rows(read, done[here], levels)
+    band, mean, deviation = describe_rows(read, done[here], levels)
     name = f"/bands/{output.name}"
     return {
         name: ((here, slice(0, len(levels)), *part), band),
@@ -186,7 +186,7 @@ def _make_band(
     }
 
 
-def _describe_rows(
+def describe_rows(
     rows: NDArray[Any], done: NDArray[np.bool_], levels: Sequence[float]
 ) -> tuple[Floats, Floats, Floats]:
     """Describe rows (scenario, replicate, ...), a few of their entries at a time.

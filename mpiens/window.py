@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import mmap
 import os
 import pickle
 import socket
-import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,15 +37,29 @@ if TYPE_CHECKING:
 ALIGNMENT = 64  # bytes; what vector units like
 CHUNK = 16 << 20
 _HEADER, _FAULTS = range(2)
+Header = tuple[bytes, tuple[int, ...], Mapping[str, int]]
 
 
 class _Pickler(pickle.Pickler):
     """Pickles arrays that are not contiguous through a contiguous copy.
 
-    numpy itself would put their bytes into the skeleton, hence on every rank.
+    numpy itself would put their bytes into the skeleton, hence on every rank.  Whole
+    files that are mapped stay so where they may: then only their names travel.
     """
 
+    mapped = False
+    maps: dict[str, int]  # bytes of the files that stay mapped
+
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, np.memmap):
+            if self.mapped and isinstance(value.base, mmap.mmap) and value.filename:
+                path = str(Path(value.filename).resolve())
+                self.maps[path] = Path(path).stat().st_size
+                order = "C" if value.flags.c_contiguous else "F"
+                place = path, value.dtype, "r", value.offset, value.shape, order
+                return np.memmap, place
+            value = np.ascontiguousarray(value)  # of a subclass numpy gives no buffer
+            return value.view(np.ndarray).__reduce_ex__(5)
         if type(value) is np.ndarray and not value.dtype.hasobject:
             if value.dtype.kind in "mM":  # numpy gives no buffer of dates
                 return np.ndarray.view, (value.view(np.int64), value.dtype)
@@ -60,6 +75,7 @@ class Packed:
 
     skeleton: bytes
     buffers: list[Part]
+    maps: Mapping[str, int] = field(default_factory=dict)  # bytes of files, by path
 
     @property
     def nbytes(self) -> int:
@@ -67,20 +83,26 @@ class Packed:
         return _offsets([len(b) for b in self.buffers])[-1]
 
 
-def pack(value: Any) -> Packed:
-    """Split an object into a skeleton and buffers."""
+def pack(value: Any, *, mapped: bool = False) -> Packed:
+    """Split an object into a skeleton and buffers; files stay ``mapped`` or do not."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
-    return Packed(stream.getvalue(), [b.raw() for b in buffers])
+    pickler = _Pickler(stream, protocol=5, buffer_callback=buffers.append)
+    pickler.mapped, pickler.maps = mapped, {}
+    pickler.dump(value)
+    if mapped and not pickler.maps:
+        way = 'let it return np.load(..., mmap_mode="r"), or leave mapped out'
+        raise ValueError(f"maps no file, and mapped says that it does; {way}")
+    return Packed(stream.getvalue(), [b.raw() for b in buffers], pickler.maps)
 
 
 def load_packed(spec: Spec) -> Packed:
     """Load the shared data of a spec, and split it; SpecError where that fails."""
     data = load(spec.shared, spec.folder)
+    mapped = spec.shared is not None and spec.shared.mapped
     try:
         files = spec.shared is not None and spec.model.command
-        return pack_files(data) if files else pack(data)
+        return pack_files(data) if files else pack(data, mapped=mapped)
     except ValueError as error:
         raise SpecError([Fault(place("shared", "loader"), str(error))]) from error
     except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -142,7 +164,8 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     header = comm.bcast(source.header(look) if source else None)
     if isinstance(header, Exception):
         raise header
-    skeleton, sizes = header
+    skeleton, sizes, maps = header
+    _check_maps(comm, maps)
     if spec.model.command:
         return _share_files(comm, source, _file_sizes(skeleton, sizes))
     nbytes = _offsets(list(sizes))[-1]
@@ -158,6 +181,27 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
         source.close()
     node.barrier()
     return Shared(skeleton, sizes, window)
+
+
+def _check_maps(comm: Comm, maps: Mapping[str, int]) -> None:
+    """See to it that all ranks see the files that they are to map.  Collective."""
+    if not maps:
+        return
+    reason = ""
+    for path, size in maps.items():
+        try:
+            if Path(path).stat().st_size == size:
+                continue
+            why = "has another size there"
+        except OSError as error:
+            why = error.strerror or str(error)
+        way = "put it where all nodes see it, or leave mapped out"
+        reason = (
+            f"maps {path}, which {socket.gethostname()} does not see ({why}); {way}"
+        )
+        break
+    if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
+        raise SpecError([Fault(place("shared", "mapped"), reasons[0])])
 
 
 def _fill(window: memoryview, source: _Loader | None, leaders: Comm | None) -> None:
@@ -244,8 +288,8 @@ class _Loader:
         theirs.close()
         self._channel = Channel(mine)
 
-    def header(self, look: Look) -> tuple[bytes, tuple[int, ...]] | Exception:
-        """Return (skeleton, sizes of the buffers), or what is wrong."""
+    def header(self, look: Look) -> Header | Exception:
+        """Return (skeleton, sizes of the buffers, maps), or what is wrong."""
         try:
             await_child(self._pid, self._channel, look)
             kind, data = self._channel.receive()
@@ -258,9 +302,8 @@ class _Loader:
         if kind == _FAULTS:
             self.close()
             return SpecError(pickle.loads(data))
-        (count,) = struct.unpack_from("<q", data)
-        sizes = struct.unpack_from(f"<{count}q", data, 8)
-        return bytes(data[8 + 8 * count :]), sizes
+        header: Header = pickle.loads(data)
+        return header
 
     def read_into(self, part: memoryview) -> None:
         """Receive the next bytes of the window."""
@@ -281,8 +324,8 @@ def _stream(channel: Channel, spec: Spec) -> None:
         channel.send(_FAULTS, pickle.dumps(error.faults))
         return
     sizes = [len(b) for b in packed.buffers]
-    header = struct.pack(f"<{len(sizes) + 1}q", len(sizes), *sizes)
-    channel.send(_HEADER, header + packed.skeleton)
+    header: Header = packed.skeleton, tuple(sizes), packed.maps
+    channel.send(_HEADER, pickle.dumps(header))
     offsets = _offsets(sizes)
     for index, buffer in enumerate(packed.buffers):
         channel.socket.sendall(buffer)

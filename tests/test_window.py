@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpiens.window import Shared, pack
+from mpiens.fault import SpecError
+from mpiens.reader import decode
+from mpiens.window import Shared, load_packed, pack
 
 LAYOUTS = {
     "C": lambda array: array,
@@ -193,3 +196,58 @@ def test_arrays_of_python_objects_come_back() -> None:
     value = np.array([{"a": 1}, None, "text"], dtype=object)
     shared, _ = place(value)
     assert shared().tolist() == value.tolist()
+
+
+def test_a_file_that_is_mapped_stays_so_where_it_may(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(12.0).reshape(3, 4))
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.arange(12.0).reshape(3, 4)))
+    names = ("a.npy", "f.npy")
+    value = [np.load(tmp_path / name, mmap_mode="r") for name in names]
+    packed = pack([*value, value[0][1:], np.ones(2)], mapped=True)
+    assert [len(buffer) for buffer in packed.buffers] == [64, 16]  # a part is no file
+    assert packed.maps == {str(tmp_path / n): 96 + 128 for n in names}
+    assert len(pack(value).buffers) == 2  # unless asked for, all is in the window
+
+
+SPEC = """
+[ensemble]
+model = "m.py:simulate"
+replicates = 1
+seed = 1
+[shared]
+loader = "m.py:load"
+mapped = true
+"""
+LOAD = """
+import numpy as np
+def load():
+    return {"all": np.load(PATH, mmap_mode="r")BODY}
+def simulate(shared):
+    return {"x": shared["all"].sum()}
+"""
+
+
+def test_a_mapped_file_is_read_by_who_is_handed_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(5.0))
+    text = LOAD.replace("PATH", repr(str(tmp_path / "a.npy"))).replace("BODY", "")
+    (tmp_path / "m.py").write_text(text)
+    spec = decode(SPEC, f"{tmp_path}/s.toml").require()
+    packed = load_packed(spec)
+    assert packed.buffers == []
+    shared = Shared(packed.skeleton, (), memoryview(b""))
+    found = shared()["all"]
+    assert found.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    np.load(tmp_path / "a.npy", mmap_mode="r+")[:] += 1  # nothing was copied
+    assert not shared()["all"].flags.writeable
+    assert shared()["all"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_who_maps_nothing_and_says_so_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(5.0))
+    text = LOAD.replace("PATH", repr(str(tmp_path / "a.npy"))).replace(
+        "BODY", "[:] + 1"
+    )
+    (tmp_path / "m.py").write_text(text)
+    spec = decode(SPEC, f"{tmp_path}/s.toml").require()
+    with pytest.raises(SpecError, match="maps no file, and mapped says that it does"):
+        load_packed(spec)

@@ -50,6 +50,12 @@ def load_nothing(size):
     return {"size": size}
 
 
+def maps(size):
+    path = LOG + ".npy"
+    np.save(path, np.arange(float(size)))
+    return np.load(path, mmap_mode="r")
+
+
 def raises(size):
     raise RuntimeError(f"no town of size {size}")
 
@@ -78,7 +84,7 @@ class Load:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def spec(self, loader: str, size: int) -> Spec:
+    def spec(self, loader: str, size: int, mapped: bool = False) -> Spec:
         text = f"""
             [ensemble]
             model = "loaders.py:simulate"
@@ -87,6 +93,7 @@ class Load:
             [shared]
             loader = "loaders.py:{loader}"
             kwargs = {{ size = {size} }}
+            mapped = {str(mapped).lower()}
             """
         place = self.folder / "sweep.toml"
         return decode(textwrap.dedent(text), place).require()
@@ -183,6 +190,35 @@ def test_a_loaders_fault_is_told_on_all_ranks(
         assert str(error).startswith("[shared] loader: ")
         assert all(word in str(error) for word in words)
         assert len(error.faults) == 1
+
+
+def test_a_file_is_mapped_by_every_rank(
+    comm: mpi.Comm, everyone: Everyone, load: Load
+) -> None:
+    shared = window.share(comm, load.spec("maps", 9, mapped=True))
+    assert isinstance(shared, window.Shared)
+    assert len(shared.window) == 0  # it has no copy anywhere
+    found = shared()
+    assert everyone(found.tolist()) == [[float(i) for i in range(9)]] * comm.size
+    assert not found.flags.writeable
+
+
+def test_a_file_that_a_rank_does_not_see_is_told_to_all(
+    comm: mpi.Comm, everyone: Everyone, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if comm.rank == comm.size - 1:
+        seen = window._check_maps
+
+        def elsewhere(comm: mpi.Comm, maps: Any) -> None:
+            seen(comm, {f"{path}.elsewhere": size for path, size in maps.items()})
+
+        monkeypatch.setattr(window, "_check_maps", elsewhere)
+    spec = load.spec("maps", 9, mapped=True)
+    errors = everyone(lambda: window.share(comm, spec))
+    assert [type(error) for error in errors] == [SpecError] * comm.size
+    for error in errors:
+        assert str(error).startswith("[shared] mapped: maps ")
+        assert "leave mapped out" in str(error)
 
 
 def test_an_ensemble_without_shared_data_has_none(
