@@ -27,7 +27,8 @@ mpiens SPEC.toml [options]              run it, or go on with it
        mpiens show FILE                        the answer as a table, CSV, Parquet, JSON
        mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
        mpiens replay FILE --trial K            a calibration's trial again
-       mpiens merge FILE... -o FILE            shards of one ensemble become one file"""
+       mpiens merge FILE... -o FILE            shards of one ensemble become one file
+       mpiens bench                            what these ranks and this disk give"""
 WRONG_INPUT, STOPPED_EARLY = 2, 75
 
 
@@ -83,6 +84,20 @@ def _merge(options: argparse.Namespace) -> int:
     return _together(mpi, ensemble.merge, sources, deadline)
 
 
+def _bench(options: argparse.Namespace) -> int:
+    if options.ranks is not None:
+        return _launch(options)
+    deadline = Deadline.of(os.environ)
+    deadline.listen()
+    mpi = _load_mpi()
+    from mpiens import bench  # noqa: PLC0415
+
+    wishes = bench.Wishes(
+        options.output, options.json, options.task_seconds, options.row_bytes
+    )
+    return _together(mpi, bench.bench, wishes, deadline)
+
+
 def _together(
     mpi: ModuleType, act: Callable[..., int], request: Any, deadline: Deadline
 ) -> int:
@@ -95,7 +110,7 @@ def _together(
         raise SpecError([Fault("", str(error))]) from error
     try:
         code = act(comm, request, deadline)
-        if comm.rank == 0 and code in (0, 3):
+        if comm.rank == 0 and code in (0, 3) and hasattr(request, "spec"):
             _print_tables(request.file)
     except SpecError as error:
         code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT
@@ -131,7 +146,9 @@ def _launch(options: argparse.Namespace) -> int:
     except mpi.LaunchError as error:
         raise SpecError([Fault("", str(error))]) from error
     words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
-    file = options.output or default_file(options.spec, options.shard)
+    file: Path | None = None
+    if options.act is _run:
+        file = options.output or default_file(options.spec, options.shard)
     return launch.Launch([*command, *words], environment, file).run()
 
 
@@ -332,6 +349,40 @@ def _merge_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _bench_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens bench",
+        description="Measure what these ranks and this file system give, by small "
+        "ensembles, and say what that means; under srun, mpirun or alone.",
+    )
+    parser.add_argument(
+        *("-n", "--ranks"),
+        type=_positive,
+        metavar="N",
+        help="start N ranks on this machine by the installed mpiexec",
+    )
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        metavar="FOLDER",
+        default=Path(),
+        help="where results would go; what is written there is removed again",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument(
+        "--task-seconds", type=_amount, metavar="S", help="what a task of yours takes"
+    )
+    parser.add_argument(
+        "--row-bytes",
+        type=_positive,
+        metavar="B",
+        default=8,
+        help="what a task of yours returns",
+    )
+    parser.set_defaults(act=_bench)
+    return parser
+
+
 def _show_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mpiens show", description="Show a result file, complete or not."
@@ -359,7 +410,14 @@ def _show_parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} ranks are none")
+        raise argparse.ArgumentTypeError(f"{number} is too few")
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time")
     return number
 
 
@@ -376,6 +434,7 @@ _COMMANDS = {
     "show": _show_parser,
     "replay": _replay_parser,
     "merge": _merge_parser,
+    "bench": _bench_parser,
 }
 
 if __name__ == "__main__":

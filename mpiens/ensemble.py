@@ -122,7 +122,7 @@ def _run_to_its_end(
                 code = _run(comm, seat, request)
                 complete = code in (COMPLETE, SOME_FAILED)
                 follow = partial(seat.root.follow) if seat.root else None
-                return code, _tell_all(comm, follow) if complete else None
+                return code, tell_all(comm, follow) if complete else None
             except mpi.RankLost:
                 _survive(comm, seat)
     finally:
@@ -141,14 +141,14 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
         if root is not None:
             deadline.ask_slurm(os.environ)
         seat.look_after_mates(comm)
-        whole = _tell_all(comm, partial(root.prepare, comm.size) if root else None)
-        if _tell_all(comm, root.has_begun if root else None):
+        whole = tell_all(comm, partial(root.prepare, comm.size) if root else None)
+        if tell_all(comm, root.has_begun if root else None):
             look = partial(seat.look, comm)
-            spec = _tell_all(comm, partial(getattr, root, "spec") if root else None)
+            spec = tell_all(comm, partial(getattr, root, "spec") if root else None)
             whole = whole and _conclude(comm, root, look)
             if not (whole and _aggregate(comm, spec, seat, root)):
-                return int(_tell_all(comm, root.pause if root else None))
-        return int(_tell_all(comm, root.finish if root else None))
+                return int(tell_all(comm, root.pause if root else None))
+        return int(tell_all(comm, root.finish if root else None))
     except mpi.RankLost as news:
         raise Trouble.stopped(Stopped("a rank was lost")) from news
     finally:
@@ -165,7 +165,7 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
         seat.root = Root(request, look)
     root = seat.root
     prepare = partial(root.prepare, comm.size, seat.begun) if root else None
-    spec = _tell_all(comm, prepare)
+    spec = tell_all(comm, prepare)
     seat.begun = True
     if spec is not None:  # else there is nothing left to do
         pace = replace(seat.heartbeat, seconds=spec.limits.heartbeat)
@@ -175,15 +175,15 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
         complete = False
         while not complete:
             ending = _simulate(comm, spec, seat)
-            if _tell_all(comm, partial(root.ends, ending) if root else None):
-                return int(_tell_all(comm, root.pause if root else None))
+            if tell_all(comm, partial(root.ends, ending) if root else None):
+                return int(tell_all(comm, root.pause if root else None))
             if request.shard is None:
                 complete = _conclude(comm, root, look)
                 if complete and not _aggregate(comm, spec, seat, root):
-                    return int(_tell_all(comm, root.pause if root else None))
+                    return int(tell_all(comm, root.pause if root else None))
             else:  # what is made of all rows is made when shards are merged
-                complete = _tell_all(comm, partial(_check, root) if root else None)
-    return int(_tell_all(comm, root.finish if root else None))
+                complete = tell_all(comm, partial(_check, root) if root else None)
+    return int(tell_all(comm, root.finish if root else None))
 
 
 def _share(comm: mpi.Comm, spec: Spec, look: Look) -> Callable[[], Any]:
@@ -209,7 +209,7 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     Returns on the root how that ended.
     """
     worker, root = seat.find_worker(spec), seat.root
-    if not _tell_all(comm, root.begin if root else None):
+    if not tell_all(comm, root.begin if root else None):
         worker.reset()  # without a layout nothing that was run can be kept
         seat.unsent.clear()
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
@@ -247,7 +247,7 @@ def _aggregate(
     ending = _deal(comm, worker, watch, manager, seat.unsent)
     if root is not None and manager is not None:
         root.note(seat.deadline.reason, manager.trouble)
-    return not _tell_all(comm, partial(root.ends, ending) if root else None)
+    return not tell_all(comm, partial(root.ends, ending) if root else None)
 
 
 def _deal(
@@ -276,9 +276,9 @@ def _check(root: Root) -> bool:
 
 def _conclude(comm: mpi.Comm, root: Root | Merger | None, look: Look) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again."""
-    scene = (*_tell_all(comm, root.scene if root else None), look)
+    scene = (*tell_all(comm, root.scene if root else None), look)
     broken = _together(comm, root, summary.summarise_rows, scene)
-    if _tell_all(comm, partial(root.redo, broken) if root else None):
+    if tell_all(comm, partial(root.redo, broken) if root else None):
         return False
     _together(comm, root, summary.make_bands, scene)
     return True
@@ -296,7 +296,7 @@ def _together(
     """
     if comm.size == 1 or not h5py.get_config().mpi:
         alone = partial(make, mpi.alone(), *scene)
-        return _tell_all(comm, alone if root else None)
+        return tell_all(comm, alone if root else None)
     try:
         return make(comm, *scene)
     except Stopped as news:
@@ -315,11 +315,11 @@ def _ask_root(comm: mpi.Comm, act: Callable[[], Answer] | None) -> Answer | None
         if act is not None:
             kept.append(act())
 
-    _tell_all(comm, keep if act else None)
+    tell_all(comm, keep if act else None)
     return kept[0] if kept else None
 
 
-def _tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
+def tell_all(comm: mpi.Comm, act: Callable[[], Any] | None) -> Any:
     """Let the root do something; its result, SpecError or Trouble is everybody's."""
     outcome: Any = None
     if act is not None:

@@ -38,7 +38,7 @@ class Launch:
 
     command: list[str]
     environment: dict[str, str]
-    file: Path
+    file: Path | None  # None where one start is all there is
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _stop: Path = field(default=Path(), init=False)
 
@@ -55,9 +55,10 @@ class Launch:
 
     def _run_until_complete(self) -> int:
         code = self._run_once()
-        for _ in range(TRIES):
-            ended_by_itself = code in OWN_CODES and (code != 0 or self.file.exists())
+        for _ in range(TRIES if self.file is not None else 0):
             done = self._count_done()
+            complete = done == sys.maxsize
+            ended_by_itself = code in OWN_CODES and (code != 0 or complete)
             if ended_by_itself or self._stop.exists():
                 break
             print(
@@ -94,7 +95,7 @@ class Launch:
 
     def _count_done(self) -> int:
         """Return how many tasks are finished; the file tells, and no exit code does."""
-        if self.file.exists():
+        if self.file is None or self.file.exists():
             return sys.maxsize
         try:
             store = Store(self.file.with_name(self.file.name + PARTIAL))

@@ -61,7 +61,7 @@ FLOORS = {
             "launch",
         ),
     ],
-    "roof": ["__main__"],
+    "roof": ["bench", "__main__"],
 }
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
