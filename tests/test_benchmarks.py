@@ -94,3 +94,79 @@ def test_mpiens_runs_in_the_benchmark_of_calibration(launcher: Launcher) -> None
     # both met the same losses: the first trials are drawn at random, from one seed
     bests = {figures["best"][0] for figures in document["peers"].values()}
     assert len(bests) == 1
+
+
+PEERS = CALIBRATION.parent / "peers"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The benchmark's modules, as its own scripts import them."""
+    monkeypatch.syspath_prepend(str(PEERS))
+    names = ("queueing", "report", "tasks", "model")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield sys.modules[__name__]
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("ranks", [1, 5, 60])
+@pytest.mark.parametrize("run", [0.002, 0.05])
+def test_a_managers_ranks_are_as_busy_as_when_played_through(
+    peers: ModuleType, ranks: int, run: float
+) -> None:
+    import queueing
+
+    told = queueing.utilisation(ranks, run, 0.001)
+    played = queueing.simulate(ranks, run, 0.001, ranges=40_000, seed=1)
+    assert told == pytest.approx(played, abs=0.02)
+    assert queueing.capacity(1.0, 1e-4) == pytest.approx(1e4 / 0.95, abs=1)
+    assert queueing.range_seconds(1e-3) == pytest.approx(3e-3)
+    assert queueing.range_seconds(2.0) == 2.0
+
+
+def test_tables_hold_ratios_within_a_round(peers: ModuleType) -> None:
+    import report
+
+    runs = [
+        report.Run("w", peer, number, {"seconds": seconds * (number + 1)})
+        for number in range(3)
+        for peer, seconds in (("ours", 2.0), ("a", 3.0), ("b", 5.0))
+    ]
+    columns = [
+        report.Column("s", lambda f: f["seconds"], "{:.1f}"),
+        report.Column("ratio", lambda f: f["seconds"], "{:.2f}", against="ours"),
+        report.Column("no such", lambda f: f.get("other")),
+    ]
+    lines = report.write_table(runs, columns).splitlines()
+    assert lines[0] == "| | s | ratio | no such | runs |"
+    assert lines[2:] == [
+        "| ours | 4.0 (2.0-6.0) | 1.00 | - | 3 |",
+        "| a | 6.0 (3.0-9.0) | 1.50 | - | 3 |",
+        "| b | 10.0 (5.0-15.0) | 2.50 | - | 3 |",
+    ]
+    assert report.ratios_to_best(runs, "seconds", "ours", besides=[]) == [1.5] * 3
+
+
+def test_the_peers_that_are_here_are_measured_and_checked(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    words = ["--scale", "small", "--rounds", "1", "--json", str(tmp_path / "f.json")]
+    works = ["draws", "naps", "shared", "arrays", "services", "seed"]
+    command = [sys.executable, str(PEERS / "run.py"), *words, "--only", *works]
+    done = launcher.run(command, limit=240)
+    assert done.code == 0, done.errors
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert [*found] == works
+    peers = {run["peer"] for run in found["draws"]}
+    assert {"**mpiens**", "multiprocessing.Pool, chunk 100"} <= peers
+    assert {"mpi4py.futures, chunk 1", "static, chunk static"} <= peers
+    for work in ("draws", "naps"):
+        assert all(run["figures"]["seconds"] > 0 for run in found[work])
+    assert all(run["figures"]["per_minute"] > 0 for run in found["seed"])
+    naps = [run["figures"]["seconds"] for run in found["naps"][:2]]
+    assert all(seconds >= 1.0 for seconds in naps)  # the longest one's
+    [mapped] = [run for run in found["shared"] if "mapped" in run["peer"]]
+    assert mapped["figures"]["copies"] < 2
+    assert "| 10 s |" in done.output

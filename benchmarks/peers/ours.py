@@ -12,15 +12,19 @@ import tasks
 from launch import HERE, Usage, launch
 
 HEAD = """[ensemble]
-model = "model:{function}"
+model = "{module}:{function}"
 replicates = {replicates}
 seed = {seed}
 """
 
 
-def write_spec(folder: Path, function: str, replicates: int, rest: str) -> Path:
+def write_spec(
+    folder: Path, function: str, replicates: int, rest: str, *, module: str = "model"
+) -> Path:
     """Write a spec whose model is the benchmark's."""
-    head = HEAD.format(function=function, replicates=replicates, seed=tasks.SEED)
+    head = HEAD.format(
+        module=module, function=function, replicates=replicates, seed=tasks.SEED
+    )
     path = folder / "work.toml"
     path.write_text(head + rest, encoding="utf-8")
     return path

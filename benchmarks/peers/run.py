@@ -10,9 +10,11 @@ each round beginning with another one.  Every answer is checked.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,9 @@ import h5py
 import numpy as np
 import ours
 import queueing
+import seed
 import tasks
-from launch import HERE, launch
+from launch import HERE, Usage, launch
 from report import Column, Run, ratios_to_best, write_table
 
 MINE = "**mpiens**"
@@ -272,6 +275,54 @@ def list_services(options: argparse.Namespace) -> dict[str, Act]:
     return {MINE: act}
 
 
+def list_seed(options: argparse.Namespace) -> dict[str, Act]:
+    """The seed case, whole processes from start to end."""
+    people = 1_000_000 if options.scale == "large" else 5_000
+    workers = (1, 2, 4, 9) if options.scale == "large" else (1, 2)
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    data = place / "shared.npz"
+    path = [str(HERE), str(HERE.parents[1])]
+    script = [sys.executable, str(HERE / "seed.py")]
+    words = [str(data), "--people", str(people)]
+    launch([*script, "make", *words], place, path=path)
+    shared = seed.load(str(data))
+    one = seed.simulate(tasks.stream(seed.RUNS - 1), shared)["x"].tolist()
+
+    def describe(usage: Usage, found: list[list[int]]) -> dict[str, float]:
+        if found[-1] != one:
+            raise SystemExit("the epidemics are not those of the streams")
+        per_minute = 60 * seed.RUNS / usage.seconds
+        return {"per_minute": per_minute, "memory": usage.memory}
+
+    def run_pool(folder: Path, kind: str, count: int) -> dict[str, float]:
+        command = [*script, kind, str(data), "--workers", str(count)]
+        usage = launch(command, folder, path=path, watch=True)
+        return describe(usage, json.loads(usage.output))
+
+    def run_mine(folder: Path, count: int) -> dict[str, float]:
+        rest = (
+            '[outputs.x]\ndims = ["day"]\n[shared]\nloader = "seed:load"\n'
+            f'kwargs = {{ path = "{data}" }}\n'
+        )
+        spec = ours.write_spec(folder, "simulate", seed.RUNS, rest, module="seed")
+        usage = ours.run(spec, count, watch=True)
+        _, found = ours.read(spec)
+        return describe(usage, found[0].tolist())
+
+    kinds = {
+        "ProcessPoolExecutor, spawn": "spawn",
+        "ProcessPoolExecutor, fork": "fork",
+        "ProcessPoolExecutor, read before the fork": "before",
+    }
+    found: dict[str, Act] = {}
+    for count in workers:
+        found[f"{MINE}, {count}"] = partial(run_mine, count=count)
+        for name, kind in kinds.items():
+            found[f"{name}, {count}"] = partial(run_pool, kind=kind, count=count)
+    return found
+
+
 def seconds(figures: dict[str, float]) -> float | None:
     return figures.get("seconds")
 
@@ -303,6 +354,7 @@ WORKS: dict[str, Callable[[argparse.Namespace], dict[str, Act]]] = {
     "starts": list_starts,
     "arrays": list_arrays,
     "services": list_services,
+    "seed": list_seed,
 }
 
 
@@ -388,6 +440,10 @@ def write_document(options: argparse.Namespace, runs: dict[str, list[Run]]) -> s
             Column("tofile, s", field("write_tofile")),
             Column("rate by tofile's", over("write_tofile", "write_seconds"), "{:.2f}"),
         ],
+        "seed": [
+            Column("runs a minute", field("per_minute"), "{:.1f}"),
+            Column("memory, MiB", field("memory"), "{:,.0f}"),
+        ],
         "services": [
             Column("root, us a range", field("service", 1e6)),
             Column("messages, us a range", field("message", 1e6)),
@@ -404,6 +460,7 @@ def write_document(options: argparse.Namespace, runs: dict[str, list[Run]]) -> s
         "starts": f"W5: starting, {options.ranks} ranks",
         "arrays": "W6: bands and writing of 320 MB",
         "services": "How many ranges a manager deals",
+        "seed": "The seed case: 8 runs with 65 MB of compressed data, by workers",
     }
     parts = [describe_place(options)]
     for work, own in runs.items():
