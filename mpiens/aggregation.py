@@ -103,7 +103,7 @@ class Aggregation:
         """Not called: the layout is known."""
         raise RuntimeError("rows have been settled already")
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         """Not called: there is a file."""
         raise RuntimeError("the file has been laid down already")
 

@@ -46,7 +46,7 @@ class Host(Protocol):
     def settle(self, described: Described | None) -> Row:
         """Return what rows are like."""
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         """Lay down the file."""
 
     def write(self, batch: Batch, ranks: Ranks) -> None:
@@ -172,7 +172,7 @@ class Calibration:
         """Return what rows are like, now that a first task has shown what it leaves."""
         return self._host.settle(described)
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         """Lay down the file, with the trials that have been asked for."""
         self._host.lay_down(meanwhile)
         if self._host.file is not None:

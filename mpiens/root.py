@@ -259,7 +259,7 @@ class Root:
         self._settled = settle(self._spec, described) if described else Row(())
         return self._settled
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         """Lay down the file; the first rows, which come meanwhile, wait for it here."""
 
         def look() -> None:

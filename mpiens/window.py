@@ -165,7 +165,12 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     if isinstance(header, Exception):
         raise header
     skeleton, sizes, maps = header
-    _check_maps(comm, maps)
+    try:
+        _check_maps(comm, maps)
+    except SpecError:
+        if source is not None:
+            source.close()
+        raise
     if spec.model.command:
         return _share_files(comm, source, _file_sizes(skeleton, sizes))
     nbytes = _offsets(list(sizes))[-1]

@@ -71,7 +71,7 @@ class Sink(Protocol):
         From now on rows may be written.
         """
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         """Lay down the file, now that rows are settled; ``meanwhile`` is called often.
 
         It may bring the first rows.
@@ -334,7 +334,6 @@ class Manager:
             self._restock()
             if (ending := self._judge()) is not None:
                 break
-            self._deal()
             self._turn(backoff)
         self.seconds = time.monotonic() - began
         self._stopping = True
@@ -407,19 +406,25 @@ class Manager:
             return
         self._laid = True
 
-        def go_on() -> None:
-            self._listen()
-            if not self._stopping:
-                self._deal()
-
         try:
-            self.sink.lay_down(go_on)
+            self.sink.lay_down(self._go_on)
         except OSError as error:
             self.trouble = error
 
     def _turn(self, backoff: Backoff) -> None:
         """Hear all news there is, or sleep a little."""
-        _rest(self.comm, self.worker, backoff, busy=self._listen())
+        _rest(self.comm, self.worker, backoff, busy=self._go_on())
+
+    def _go_on(self) -> bool:
+        """Hear all news there is, deal, write what was heard; return whether any was.
+
+        In that order, for who has told is waiting for more.
+        """
+        heard = self._listen()
+        if not self._stopping:
+            self._deal()
+        self._write()
+        return heard
 
     def _listen(self) -> bool:
         """Hear all news there is; whether there was any."""
@@ -437,7 +442,6 @@ class Manager:
         for kind, data in self.worker.step():
             heard += 1
             self._hear(0, kind, memoryview(data))
-        self._write()
         if silent := self.watch.heartbeat.silent(self._working):
             raise SilentRank(silent[0])
         self.comm.unsent()

@@ -104,7 +104,7 @@ class Kept:
         self.row = settle(self.spec, described) if described else Row(())
         return self.row
 
-    def lay_down(self, meanwhile: Callable[[], None]) -> None:
+    def lay_down(self, meanwhile: Callable[[], object]) -> None:
         meanwhile()
 
     def write(self, batch: Batch, ranks: Any) -> None:
@@ -313,7 +313,7 @@ def test_a_root_that_is_busy_lets_the_others_hear(
 
     @dataclass
     class Busy(Kept):
-        def lay_down(self, meanwhile: Callable[[], None]) -> None:
+        def lay_down(self, meanwhile: Callable[[], object]) -> None:
             end = time.monotonic() + 1.5 * SILENT * beat
             while time.monotonic() < end:  # it lays down a large file
                 comm.look()
