@@ -10,6 +10,7 @@ For a program it becomes files in memory instead, again once per node.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import itertools
 import mmap
@@ -332,10 +333,38 @@ def _stream(channel: Channel, spec: Spec) -> None:
     header: Header = packed.skeleton, tuple(sizes), packed.maps
     channel.send(_HEADER, pickle.dumps(header))
     offsets = _offsets(sizes)
+    starts = [np.frombuffer(b, np.uint8).ctypes.data for b in packed.buffers]
+    apart = _are_apart(starts, sizes)
     for index, buffer in enumerate(packed.buffers):
-        channel.socket.sendall(buffer)
+        for start in range(0, len(buffer), CHUNK):
+            part = buffer[start : start + CHUNK]
+            channel.socket.sendall(part)
+            if apart:
+                _forget(starts[index] + start, len(part))
         gap = offsets[index + 1] - offsets[index] - len(buffer)
         channel.socket.sendall(bytes(gap))
+
+
+def _are_apart(starts: list[int], sizes: list[int]) -> bool:
+    """Whether no two buffers have memory in common."""
+    ends = 0
+    for start, size in sorted(zip(starts, sizes, strict=True)):
+        if size and start < ends:
+            return False
+        ends = max(ends, start + size)
+    return True
+
+
+def _forget(start: int, size: int) -> None:
+    """Give back whole pages that will never be looked at again.
+
+    So a node never holds the data twice: what has reached the window is gone here.
+    """
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    nbytes = (start + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if nbytes > 0:  # where it cannot be done it is no harm
+        arguments = ctypes.c_void_p(first), ctypes.c_size_t(nbytes)
+        ctypes.CDLL(None).madvise(*arguments, mmap.MADV_DONTNEED)
 
 
 def _offsets(sizes: list[int]) -> list[int]:

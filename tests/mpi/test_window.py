@@ -50,6 +50,11 @@ def load_nothing(size):
     return {"size": size}
 
 
+def load_twice(size):
+    whole = np.arange(float(size))
+    return {"whole": whole, "again": whole[:], "half": whole[size // 2 :]}
+
+
 def maps(size):
     path = LOG + ".npy"
     np.save(path, np.arange(float(size)))
@@ -190,6 +195,16 @@ def test_a_loaders_fault_is_told_on_all_ranks(
         assert str(error).startswith("[shared] loader: ")
         assert all(word in str(error) for word in words)
         assert len(error.faults) == 1
+
+
+def test_arrays_that_share_memory_all_arrive(
+    comm: mpi.Comm, everyone: Everyone, load: Load, chunk: int
+) -> None:
+    shared = load("load_twice", 5000)()
+    whole = np.arange(5000.0)
+    same = [(shared["whole"] == whole).all(), (shared["again"] == whole).all()]
+    same.append((shared["half"] == whole[2500:]).all())
+    assert everyone([bool(one) for one in same]) == [[True] * 3] * comm.size
 
 
 def test_a_file_is_mapped_by_every_rank(
