@@ -91,8 +91,9 @@ class Aggregation:
         text = f"scenario {name!r}, aggregate, attempt {failure.attempts}"
         self._file.write_failure(failure.task, f"{text}\n{failure.text}")
 
-    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+    def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
         """Nothing is known of how long aggregates take."""
+        del wary
         return np.full(len(tasks), np.nan)
 
     def tick(self) -> bool:

@@ -55,7 +55,7 @@ class Host(Protocol):
     def keep_failure(self, failure: Failure, rank: int) -> None:
         """Keep a failed task as it is told."""
 
-    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+    def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
         """Return the seconds that tasks will take."""
 
     def spend(self, number: int, seconds: float) -> None:
@@ -205,9 +205,9 @@ class Calibration:
         self._failed[trial] += 1
         self._count_down(failure.task)
 
-    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+    def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
         """Return the seconds that tasks take by what others have taken."""
-        return self._host.expect(tasks)
+        return self._host.expect(tasks, wary=wary)
 
     def tick(self) -> bool:
         """Show progress where it is time to; whether the run is hopeless."""

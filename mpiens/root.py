@@ -370,17 +370,20 @@ class Root:
             self._store.fail(failure, rank)
         self._count(1, failure.seconds, failed=1)
 
-    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
+    def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
         """Return the seconds that tasks take by what their scenarios have taken.
 
         A scenario of which nothing is known takes what the user's hint of its cost
-        makes of the others, or else as long as the longest of them.
+        makes of the others, or else as long as they do in the mean; where one is to be
+        ``wary``, as the longest of them.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             known = self._spent[:, 0] / self._spent[:, 1]
         known, steps_known = np.split(known, [len(self._spec.scenarios)])
         if (measured := np.isfinite(known)).any() and not measured.all():
-            guess = np.full(len(known), known[measured].max())
+            others = known[measured]
+            usual = others.max() if wary else others.mean()
+            guess = np.full(len(known), usual)
             if self._costs is not None and (hinted := self._costs[measured]).all():
                 guess = self._costs * np.mean(known[measured] / hinted)
             known = np.where(measured, known, guess)

@@ -56,6 +56,7 @@ TURN_BYTES = 1 << 20
 # ranges shorter than this are dealt one ahead of need: to ranks that the root can wake,
 # and to others
 NEAR_SECONDS, FAR_SECONDS = 0.03, 0.25
+NEAR_MANY_SECONDS, MANY = 0.1, 2  # to the first while so many are pending for each rank
 LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 EAGER_BYTES = 4096  # of what is under way, which MPI carries without our help
@@ -83,8 +84,12 @@ class Sink(Protocol):
     def fail(self, failure: Failure, rank: int) -> None:
         """Keep a failed task."""
 
-    def expect(self, tasks: Tasks) -> NDArray[np.float64]:
-        """Return the seconds that tasks will take; NaN where nothing is known."""
+    def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
+        """Return the seconds that tasks will take; NaN where nothing is known.
+
+        Where others are known, that are what they take in the mean; who is ``wary``
+        is told what they take at most.
+        """
 
     def keep(self, result: StepResult, rank: int) -> None:
         """Keep what a scenario's step has made."""
@@ -638,12 +643,14 @@ class Manager:
         """Tell of every pending task whether the remaining time will not hold it."""
         remaining = self.deadline.remaining()
         limit = np.inf if remaining is None else remaining
-        return np.asarray(self.sink.expect(self.pending) > limit)
+        return np.asarray(self.sink.expect(self.pending, wary=True) > limit)
 
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
             return rank.left <= rank.held and rank.held_bytes < HELD_BYTES
-        ahead = rank.seconds < (NEAR_SECONDS if rank.near else FAR_SECONDS)
+        many = len(self.pending) >= MANY * self.comm.size
+        near = NEAR_MANY_SECONDS if many else NEAR_SECONDS
+        ahead = rank.seconds < (near if rank.near else FAR_SECONDS)
         if not rank.near and self.source is not None:
             ahead = ahead or self.source.hurry
         return rank.left <= (rank.last if ahead else 0)

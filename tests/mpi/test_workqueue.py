@@ -123,7 +123,7 @@ class Kept:
         self.attempts[failure.task] = failure.attempts
         self.ranks[failure.task] = rank
 
-    def expect(self, tasks: Any) -> Any:
+    def expect(self, tasks: Any, *, wary: bool = False) -> Any:
         return np.full(len(tasks), np.nan)
 
     def tick(self) -> bool:
@@ -377,7 +377,7 @@ def test_no_task_is_left_out_while_it_is_asked_whether_the_end_has_moved(
     class Long(Kept):
         """By what it knows, no task fits into the time that is left at first."""
 
-        def expect(self, tasks: Any) -> Any:
+        def expect(self, tasks: Any, *, wary: bool = False) -> Any:
             return np.full(len(tasks), 1000.0)
 
     class Doubtful(Deadline):
