@@ -687,13 +687,14 @@ class Manager:
             return 1, GUESS_SECONDS
         guided = -(-len(self.pending) // (2 * self.comm.size))
         usual = self._seconds / self._finished if self._finished else self._guess
+        longest = RANGE_SECONDS + RANK_SECONDS * self.comm.size
         if len(self._ends) - self._at < min(guided, PEEK):
-            expected = self.sink.expect(self.pending[: max(guided, PEEK)])
+            enough = max(PEEK, min(guided, int(2 * longest / max(usual, 1e-7))))
+            expected = self.sink.expect(self.pending[:enough])
             self._ends = np.cumsum(np.where(np.isnan(expected), usual, expected))
             self._at = 0
         before = float(self._ends[self._at - 1]) if self._at else 0.0
         ends = self._ends[self._at :]
-        longest = RANGE_SECONDS + RANK_SECONDS * self.comm.size
         least = int(np.searchsorted(ends, before + LEAST_SECONDS))
         most = int(np.searchsorted(ends, before + longest))
         count = max(1, least, min(guided, most))
