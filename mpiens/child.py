@@ -25,6 +25,7 @@ from mpiens.fault import Fault, SpecError, place
 
 _HEAD = struct.Struct("<qB")  # length and kind of a frame
 _BUFFER = 1 << 20
+_LONG = 1 << 16  # bytes of a frame that is worth memory of its own at once
 LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
 
@@ -48,6 +49,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
         self._received = bytearray()
+        self._long: tuple[int, bytearray, int] | None = None  # kind, frame, bytes there
 
     def send(self, kind: int, data: bytes | bytearray) -> None:
         """Send one frame, waiting until the other end has taken it."""
@@ -101,21 +103,38 @@ class Channel:
 
     def _fill(self, flags: int = 0) -> None:
         try:
-            data = self.socket.recv(_BUFFER, flags)
+            if self._long is not None:  # straight into its place
+                kind, frame, there = self._long
+                got = self.socket.recv_into(memoryview(frame)[there:], 0, flags)
+                self._long = kind, frame, there + got
+            else:
+                data = self.socket.recv(_BUFFER, flags)
+                got = len(data)
+                self._received += data
         except BlockingIOError:
             raise
         except OSError as error:
             raise Ended from error
-        if not data:
+        if not got:
             raise Ended
-        self._received += data
 
     def _next(self) -> tuple[int, bytearray] | None:
+        if self._long is not None:
+            kind, frame, there = self._long
+            if there < len(frame):
+                return None
+            self._long = None
+            return kind, frame
         if len(self._received) < _HEAD.size:
             return None
         length, kind = _HEAD.unpack_from(self._received)
         end = _HEAD.size + length
         if len(self._received) < end:
+            if length > _LONG:
+                frame, there = bytearray(length), len(self._received) - _HEAD.size
+                frame[:there] = self._received[_HEAD.size :]
+                self._received.clear()
+                self._long = kind, frame, there
             return None
         frame = self._received[_HEAD.size : end]
         del self._received[:end]

@@ -87,24 +87,25 @@ class Output:
 
         Else it returns False, and it is for ``cast`` to say what becomes of it.
         """
-        given = self._stack(values)
-        if given is None or not np.can_cast(given.dtype, self.dtype, "same_kind"):
+        given = self._collect(values)
+        if given is None or not np.can_cast(given[0].dtype, self.dtype, "same_kind"):
             return False
-        if self.finite and not np.isfinite(given).all():
-            return False
-        rows[self.name] = given
-        return True
+        own = rows[self.name]
+        if isinstance(given, list):
+            np.stack(given, out=own, casting="same_kind")
+        else:
+            own[:] = given
+        return not self.finite or bool(np.isfinite(own).all())
 
-    def _stack(self, values: list[Any]) -> NDArray[Any] | None:
-        """Return plain numbers, or arrays that are shaped as stored, as one array."""
+    def _collect(self, values: list[Any]) -> list[Any] | NDArray[Any] | None:
+        """Return arrays that are shaped as stored, or plain numbers as one array."""
         kinds = {*map(type, values)}
         if self.ragged or self.boolean or len(kinds) != 1:
             return None
         if kinds == {np.ndarray}:
             like = {(value.shape, value.dtype) for value in values}
             alike = len(like) == 1 and values[0].shape == self.shape
-            known = values[0].dtype.kind in "biuf"
-            return np.array(values) if alike and known else None
+            return values if alike and values[0].dtype.kind in "biuf" else None
         if self.shape != () or not kinds <= _PLAIN:
             return None
         given = np.array(values)  # some integers are too large for their usual type

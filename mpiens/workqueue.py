@@ -177,7 +177,8 @@ def work(
         if comm.unsent() < UNSENT_BYTES:  # else the root is behind: let it catch up
             for kind, data in worker.step():
                 busy = True
-                comm.post(0, TAG_NEWS, bytes([kind]) + data)
+                data.append(kind)  # at the end, where it costs no copy
+                comm.post(0, TAG_NEWS, data)
         if stop is not None and (worker.idle or deadline.clock() >= stop):
             break
         _rest(comm, worker, backoff, busy=busy)
@@ -229,10 +230,10 @@ def tasks_of_news(news: list[bytes]) -> list[int]:
     """Return the tasks whose end is told."""
     tasks: list[int] = []
     for data in news:
-        if data[0] == BATCH:
-            tasks += Batch.tasks_of(memoryview(data)[1:])
-        elif data[0] in (FAILURE, STEP):
-            tasks.append(pickle.loads(data[1:]).task)
+        if data[-1] == BATCH:
+            tasks += Batch.tasks_of(memoryview(data)[:-1])
+        elif data[-1] in (FAILURE, STEP):
+            tasks.append(pickle.loads(memoryview(data)[:-1]).task)
     return tasks
 
 
@@ -331,7 +332,7 @@ class Manager:
         self._restock()  # before any news: some of it may be of what comes here
         while unsent:
             news = memoryview(unsent.pop())
-            self._hear(0, news[0], news[1:])
+            self._hear(0, news[-1], news[:-1])
         self._write()
         while True:
             self._lay_down()
@@ -439,7 +440,7 @@ class Manager:
             self.watch.heartbeat.hear(message.source)
             if message.tag == TAG_NEWS:
                 news = memoryview(message.data)
-                self._hear(message.source, news[0], news[1:])
+                self._hear(message.source, news[-1], news[:-1])
             elif message.tag == TAG_ASK:
                 self.deadline.ask(f"{message.data.decode()} by rank {message.source}")
             elif message.tag == TAG_BYE:

@@ -55,7 +55,7 @@ class Echo:
             records = np.zeros(len(tasks), RECORD)
             records["task"], records["seconds"], records["attempts"] = tasks, 1.0, 1
             batch = Batch(records, np.ones(len(tasks), self._row.dtype))
-            news = bytearray(bytes([BATCH]) + batch.to_bytes())
+            news = bytearray(batch.to_bytes() + bytes([BATCH]))
             self._news.append(mpi.Message(target, TAG_NEWS, news))
         elif tag == TAG_STOP:
             self._news.append(mpi.Message(target, TAG_BYE, bytearray()))
