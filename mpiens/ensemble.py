@@ -16,6 +16,7 @@ from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
 from mpiens.merge import Merger, Sources
+from mpiens.outcome import BACK
 from mpiens.root import (
     COMPLETE,
     SOME_FAILED,
@@ -195,7 +196,8 @@ def _share(comm: mpi.Comm, spec: Spec, look: Look) -> Callable[[], Any]:
 
 def _survive(comm: mpi.Comm, seat: Seat) -> None:
     """Gather the survivors; what this rank had to tell it will tell the new root."""
-    seat.unsent += [bytes(data) for data in comm.undelivered(TAG_NEWS)]
+    told = map(bytes, comm.undelivered(TAG_NEWS))  # what was given back is pending
+    seat.unsent += [data for data in told if data[-1] != BACK]
     before = comm.size
     comm.recover()
     if comm.rank == 0:

@@ -25,8 +25,8 @@ SMALL = 1 << 15  # bytes of a batch that is worth a copy to be written with othe
 
 PRINTED = "The model's last lines of output:"
 # kinds of frames between a supervisor and its runner: the first two are orders, the
-# others are news
-ROW, TASKS, BATCH, FAILURE, DESCRIBE, STEP = range(6)
+# others are news; the last is that of a supervisor itself, which gives tasks back
+ROW, TASKS, BATCH, FAILURE, DESCRIBE, STEP, BACK = range(7)
 
 
 @dataclass(frozen=True, slots=True)

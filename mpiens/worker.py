@@ -91,6 +91,12 @@ class Worker:
             needed = {self.scenario_of(task) for task in self.claims}
             self._inputs = {k: v for k, v in self._inputs.items() if k in needed}
 
+    def give_back(self) -> Tasks:
+        """Give back what the runner has not been given; what is tried again stays."""
+        back = [tasks for tasks, attempt in self._orders if attempt == 1]
+        self._orders = deque(order for order in self._orders if order[1] > 1)
+        return np.concatenate([np.zeros(0, np.int64), *back])
+
     def drop(self) -> None:
         """Forget what the runner has not begun; the rest may still end."""
         self._orders.clear()

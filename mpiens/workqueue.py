@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mpiens.deadline import GRACE, Deadline
 from mpiens.heartbeat import Heartbeat
 from mpiens.outcome import (
+    BACK,
     BATCH,
     DESCRIBE,
     FAILURE,
@@ -41,8 +42,9 @@ from mpiens.worker import Worker
 if TYPE_CHECKING:
     from mpiens.mpi import Backoff, Comm, Message
 
-# tags of the queue's messages; the first three come from the manager, the last from all
-TAG_DEAL, TAG_ROW, TAG_STOP, TAG_NEWS, TAG_ASK, TAG_BYE, TAG_PULSE = range(11, 18)
+# tags of the queue's messages; the first four come from the manager, the last from all
+TAG_DEAL, TAG_ROW, TAG_STOP, TAG_RECALL = range(11, 15)
+TAG_NEWS, TAG_ASK, TAG_BYE, TAG_PULSE = range(15, 19)
 _SECONDS = struct.Struct("<d")
 
 RANGE_SECONDS = 0.02  # what a range should take at most, and more by that for each rank
@@ -56,7 +58,9 @@ TURN_BYTES = 1 << 20
 # ranges shorter than this are dealt one ahead of need: to ranks that the root can wake,
 # and to others
 NEAR_SECONDS, FAR_SECONDS = 0.03, 0.25
-NEAR_MANY_SECONDS, MANY = 0.1, 2  # to the first while so many are pending for each rank
+# and up to that while there are tasks for all; they are called back if others are idle
+MANY_SECONDS = 1.0
+RECALL_SECONDS = 0.01  # what is worth to be called back
 LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
 EAGER_BYTES = 4096  # of what is under way, which MPI carries without our help
@@ -165,7 +169,10 @@ def work(
         while (message := comm.poll()) is not None:
             busy = True
             heartbeat.hear(message.source)
-            if (grace := _obey(message, worker)) is not None:
+            if message.tag == TAG_RECALL:
+                back = worker.give_back().tobytes()
+                comm.post(0, TAG_NEWS, back + bytes([BACK]))
+            elif (grace := _obey(message, worker)) is not None:
                 stop = deadline.clock() + grace
         if heartbeat.is_due():
             comm.whisper(0, TAG_PULSE)
@@ -245,6 +252,7 @@ class Rank:
     last: int = 0  # tasks of the range it was dealt last
     seconds: float = GUESS_SECONDS  # what that range should take
     near: bool = True  # it can be woken, and needs next to nothing ahead of need
+    recalled: bool = False  # it has been asked to give back what it has not begun
     held: int = 0  # tasks it has run but holds back while no layout is known
     held_bytes: int = 0
     scenarios: frozenset[int] = frozenset()  # whose inputs it has
@@ -429,6 +437,9 @@ class Manager:
         heard = self._listen()
         if not self._stopping:
             self._deal()
+            if heard:
+                self._recall()
+                self._deal()
         self._write()
         return heard
 
@@ -484,6 +495,8 @@ class Manager:
                 self._seconds += result.seconds
                 self.sink.keep(result, rank)
                 self._release(result.task)
+        elif kind == BACK:
+            self._take_back(rank, np.frombuffer(data, np.int64))
         elif kind == DESCRIBE:
             news: Description = pickle.loads(data)
             self._ranks[rank].held += 1
@@ -609,6 +622,37 @@ class Manager:
                 self._deal_range(number, rank)
                 dealt = True
 
+    def _recall(self) -> None:
+        """Call back what some ranks have not begun while others have nothing to do.
+
+        A range that was dealt ahead of need waits where a task proves to be long.
+        """
+        if self.row is None or len(self.pending):
+            return
+        idle = sum(rank.left <= 0 for rank in self._ranks)
+        idle -= sum(rank.recalled for rank in self._ranks)
+        usual = self._seconds / self._finished if self._finished else self._guess
+        waiting = [
+            number
+            for number, rank in enumerate(self._ranks)
+            if rank.left > rank.last and not rank.recalled
+            # what it was expected to take when it was dealt, or what others have taken
+            if min(rank.seconds, 10 * usual * rank.last) >= RECALL_SECONDS
+        ]
+        for number in waiting[: max(0, idle)]:
+            if number == 0:
+                self._take_back(0, self.worker.give_back())
+            else:
+                self._ranks[number].recalled = True
+                self.comm.post(number, TAG_RECALL, b"")
+
+    def _take_back(self, number: int, tasks: Tasks) -> None:
+        rank = self._ranks[number]
+        rank.left -= len(tasks)
+        rank.recalled = False
+        rank.last = 0  # what it has now it has begun
+        self.pending = np.r_[tasks, self.pending]
+
     def _in_turn(self) -> list[int]:
         """Return the ranks that may want work in the order in which they get it.
 
@@ -649,9 +693,11 @@ class Manager:
     def _wants(self, rank: Rank) -> bool:
         if self.row is None:  # one at a time, while the rank may hold back more
             return rank.left <= rank.held and rank.held_bytes < HELD_BYTES
-        many = len(self.pending) >= MANY * self.comm.size
-        near = NEAR_MANY_SECONDS if many else NEAR_SECONDS
-        ahead = rank.seconds < (near if rank.near else FAR_SECONDS)
+        if rank.recalled:
+            return False
+        usual = NEAR_SECONDS if rank.near else FAR_SECONDS
+        many = len(self.pending) >= self.comm.size and self.source is None
+        ahead = rank.seconds < (MANY_SECONDS if many else usual)
         if not rank.near and self.source is not None:
             ahead = ahead or self.source.hurry
         return rank.left <= (rank.last if ahead else 0)

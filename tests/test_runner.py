@@ -566,3 +566,17 @@ def test_what_a_child_is_asked_leaves_nothing_behind(
 def test_a_child_that_ends_is_a_fault_of_the_spec() -> None:
     with pytest.raises(SpecError, match=r"\[ensemble\] model: .* ended .* code 9"):
         ask_child(lambda: os._exit(9))
+
+
+def test_what_the_runner_was_not_given_can_be_given_back(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    worker = Worker(start=lambda: Process(spec, nothing))
+    try:
+        for tasks in ([0, 1], [2], [3, 4]):
+            worker.deal(np.array(tasks))
+        next(worker.step(), None)  # the first range goes to the runner
+        assert worker.give_back().tolist() == [2, 3, 4]
+        assert worker.claims == [0, 1]
+        assert worker.give_back().tolist() == []
+    finally:
+        worker.close()

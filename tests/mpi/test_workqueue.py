@@ -67,6 +67,12 @@ def says_when():
     return {"when": time.monotonic()}
 
 
+def has_one_that_is_long(replicate):
+    began = time.monotonic()
+    time.sleep(3.0 if replicate == 30 else 0.03)
+    return {"when": began}
+
+
 def says_who(replicate):
     return {"pid": os.getpid()}
 
@@ -254,6 +260,17 @@ def test_tasks_are_dealt_in_the_order_in_which_they_are_pending(
     for rank in range(comm.size):
         own = [task for task in pending if kept.ranks[task] == rank]
         assert own == sorted(own, key=lambda task: float(kept.rows[task]["when"]))
+
+
+def test_what_waits_behind_a_long_task_is_given_to_idle_ranks(
+    comm: mpi.Comm, run: Run
+) -> None:
+    kept = run("has_one_that_is_long", replicates=40)
+    assert sorted(kept.rows) == [*range(40)]
+    when = {task: float(row["when"]) for task, row in kept.rows.items()}
+    own = [task for task in kept.rows if kept.ranks[task] == kept.ranks[30]]
+    later = [task for task in own if when[task] > when[30]]
+    assert later == ([] if comm.size > 1 else sorted(set(range(31, 40))))
 
 
 @pytest.mark.parametrize("isolation", RUNNERS)
