@@ -149,6 +149,18 @@ def test_tables_hold_ratios_within_a_round(peers: ModuleType) -> None:
     assert report.ratios_to_best(runs, "seconds", "ours", besides=[]) == [1.5] * 3
 
 
+def test_tables_are_renewed_between_their_marks(peers: ModuleType) -> None:
+    import report
+
+    old = f"what they say\n{report.BEGIN}\nold\n{report.END}\nand more\n"
+    new = report.replace_tables(old, "new")
+    assert "old" not in new
+    assert new.startswith("what they say\n")
+    assert new.endswith("\nand more\n")
+    assert report.replace_tables(new, "new") == new
+    assert report.replace_tables("", "new") == "new\n"
+
+
 def test_the_peers_that_are_here_are_measured_and_checked(
     launcher: Launcher, tmp_path: Path
 ) -> None:

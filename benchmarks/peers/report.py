@@ -6,6 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+BEGIN, END = "<!-- tables, written by run.py -->", "<!-- end of the tables -->"
+
+
+def replace_tables(document: str, tables: str) -> str:
+    """Return a document with other tables between its marks; without marks only them."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        return tables + "\n"
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
 
 @dataclass(frozen=True)
 class Run:

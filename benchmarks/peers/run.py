@@ -31,7 +31,7 @@ import queueing
 import seed
 import tasks
 from launch import HERE, Usage, launch
-from report import Column, Run, ratios_to_best, write_table
+from report import Column, Run, ratios_to_best, replace_tables, write_table
 
 MINE = "**mpiens**"
 LARGE = {"draws": 20000, "walks": 2000, "naps": 400, "waits": 40, "none": 40, "tail": 6}
@@ -82,7 +82,7 @@ def parse_options(words: list[str] | None) -> argparse.Namespace:
     add("--ranks", type=int, default=4)
     add("--workers", type=int, default=8, help="of W3 and W4")
     add("--json", type=Path, help="where all figures are written")
-    add("--markdown", type=Path, help="where the tables are written")
+    add("--markdown", type=Path, help="a document in which the tables are renewed")
     return parser.parse_args(words)
 
 
@@ -395,7 +395,9 @@ def main(words: list[str] | None = None) -> None:
     text = write_document(options, runs)
     print(text)
     if options.markdown is not None:
-        options.markdown.write_text(text + "\n", encoding="utf-8")
+        file = options.markdown
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        file.write_text(replace_tables(before, text), encoding="utf-8")
     if options.json is not None:
         told = {w: [vars(run) for run in own] for w, own in runs.items()}
         options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
