@@ -10,7 +10,7 @@ BEGIN, END = "<!-- tables, written by run.py -->", "<!-- end of the tables -->"
 
 
 def replace_tables(document: str, tables: str) -> str:
-    """Return a document with other tables between its marks; without marks only them."""
+    """Return a document with new tables between its marks; without marks only them."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
