@@ -18,7 +18,8 @@ FLOORS = {
     "ground": [
         *("fault", "expression", "cube", "design", "calibrate"),
         *("alignment", "pieces", "joining", "windows", "curves"),
-        *("spec", "points", "bands", "intervals", "difference", "depth", "pool"),
+        *("spec", "points", "bands", "intervals", "difference", "depth"),
+        *("precision", "pool"),
         *("checks", "reader", "streams", "row", "observed", "loss"),
         *("outcome", "trial", "shard", "layout", "growth", "inquiry"),
         *("deadline", "progress", "grid", "compilation"),
