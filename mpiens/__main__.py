@@ -95,11 +95,16 @@ def _bench(options: argparse.Namespace) -> int:
     wishes = bench.Wishes(
         options.output, options.json, options.task_seconds, options.row_bytes
     )
-    return _together(mpi, bench.bench, wishes, deadline)
+    return _together(mpi, bench.bench, wishes, deadline, tables=False)
 
 
 def _together(
-    mpi: ModuleType, act: Callable[..., int], request: Any, deadline: Deadline
+    mpi: ModuleType,
+    act: Callable[..., int],
+    request: Any,
+    deadline: Deadline,
+    *,
+    tables: bool = True,
 ) -> int:
     """Do something on all ranks, end them in good order, and return the exit code."""
     from mpiens import root  # noqa: PLC0415
@@ -110,7 +115,7 @@ def _together(
         raise SpecError([Fault("", str(error))]) from error
     try:
         code = act(comm, request, deadline)
-        if comm.rank == 0 and code in (0, 3) and hasattr(request, "spec"):
+        if comm.rank == 0 and code in (0, 3) and tables:
             _print_tables(request.file)
     except SpecError as error:
         code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT

@@ -435,7 +435,8 @@ class Manager:
         In that order, for who has told is waiting for more.
         """
         heard = self._listen()
-        if not self._stopping:
+        over = self._stopping or self.deadline.asked or self.sink.tick()
+        if not over:
             self._deal()
             if heard:
                 self._recall()

@@ -37,6 +37,9 @@ def simulate(rng, replicate):
         while not Path("go").exists():
             time.sleep(0.01)
     if replicate == 10 and Path("fill").exists():
+        while not Path("disk/x.h5.partial").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
         ballast = os.open("disk/ballast", os.O_WRONLY | os.O_CREAT)
         with contextlib.suppress(OSError):
             while True:
@@ -89,11 +92,17 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def start_waiting(launcher: Launcher, output: str) -> Launch:
-    """Start a run and return while it is in the midst of its tasks."""
+def start_waiting(launcher: Launcher, output: str, *, laid: bool = True) -> Launch:
+    """Start a run and return while it is in the midst of its tasks.
+
+    Its file is there, with the rows of those that are finished, unless none is.
+    """
     (launcher.folder / "wait").touch()
     launch = launcher.start([*MPIENS, "sweep.toml", "-o", output])
     wait_until((launcher.folder / "waiting").exists)
+    if laid:  # tasks run while it is being laid down
+        wait_until((launcher.folder / f"{output}.partial").exists)
+        time.sleep(0.3)
     return launch
 
 
@@ -297,7 +306,7 @@ def test_a_folder_that_is_removed_meanwhile_ends_the_run_with_a_sentence(
     here: Path, launcher: Launcher, waiting: int
 ) -> None:
     write(here, "model.py", MODEL.replace("replicate == 10", f"replicate == {waiting}"))
-    launch = start_waiting(launcher, "disk/x.h5")
+    launch = start_waiting(launcher, "disk/x.h5", laid=waiting > 0)
     shutil.rmtree(here / "disk")
     (here / "go").touch()
     launch.wait(LIMIT)

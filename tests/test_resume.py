@@ -15,7 +15,7 @@ import pytest
 from conftest import Launch, Launcher, write
 
 MODEL = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 import numpy as np
 
@@ -24,6 +24,10 @@ def simulate(rng, scenario, replicate, *, beta, days=6):
     with open(os.environ["CALLS"], "a") as file:
         file.write(task + "\\n")
     if task == os.environ.get("KILL_AT"):
+        partial = Path(os.environ["CALLS"]).with_name("run.h5.partial")
+        while not partial.exists():  # tasks run while the file is being laid down
+            time.sleep(0.01)
+        time.sleep(0.3)
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
     if task in os.environ.get("FAIL_AT", "").split():
