@@ -61,9 +61,10 @@ def _run(options: argparse.Namespace) -> int:
     deadline.listen()  # first of all: a signal may come while libraries are loaded
     # MPI before HDF5: else an MPI-built h5py may load another MPI than mpi4py does
     mpi = _load_mpi()
-    from mpiens import ensemble, root  # noqa: PLC0415
+    from mpiens import ensemble  # noqa: PLC0415
+    from mpiens.request import Request  # noqa: PLC0415
 
-    request = root.Request(
+    request = Request(
         spec=options.spec,
         output=options.output,
         fresh=options.fresh,
@@ -107,7 +108,7 @@ def _together(
     tables: bool = True,
 ) -> int:
     """Do something on all ranks, end them in good order, and return the exit code."""
-    from mpiens import root  # noqa: PLC0415
+    from mpiens.trouble import Trouble  # noqa: PLC0415
 
     try:
         comm = mpi.start()
@@ -119,7 +120,7 @@ def _together(
             _print_tables(request.file)
     except SpecError as error:
         code = _tell_faults(error) if comm.rank == 0 else WRONG_INPUT
-    except root.Trouble as trouble:
+    except Trouble as trouble:
         code = trouble.code
         if comm.rank == 0:
             print(f"mpiens: {trouble}", file=sys.stderr)

@@ -27,8 +27,9 @@ from mpiens.deadline import Deadline
 from mpiens.fault import Fault, SpecError
 from mpiens.grid import Grid
 from mpiens.reader import decode
-from mpiens.root import COMPLETE, Request, Trouble
+from mpiens.request import Request
 from mpiens.store import Store
+from mpiens.trouble import COMPLETE, Trouble
 
 LENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # seconds of tasks that are told about
 LEAST = 2.5e-3  # seconds that a range takes at least: short tasks share one

@@ -26,6 +26,9 @@ from mpiens.fault import Fault, SpecError, place
 _HEAD = struct.Struct("<qB")  # length and kind of a frame
 _BUFFER = 1 << 20
 _LONG = 1 << 16  # bytes of a frame that is worth memory of its own at once
+TURN_SECONDS = 0.1  # on a core, and the most that the kernel allows
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, times
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355}
 LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
 
@@ -229,6 +232,23 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def take_long_turns() -> None:
+    """Ask the kernel to change between this process and others as seldom as it may.
+
+    Where more simulations run than there are cores, each of them finds the caches full
+    of another one's data after each change.  Who sleeps is woken as before.  Linux
+    takes it since 6.12 (sched_setattr(2), the slice of EEVDF); others do not change.
+    """
+    call = _SCHED_SETATTR.get(os.uname().machine)
+    if call is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    turn = int(TURN_SECONDS * 1e9)
+    words = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, turn, 0, 0)
+    with suppress(AttributeError):  # a C library without syscall()
+        ctypes.CDLL(None).syscall(call, 0, words, 0)
 
 
 def is_stopped(pid: int) -> bool:

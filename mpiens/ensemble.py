@@ -7,26 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import h5py
-
-from mpiens import mpi, summary, window
+from mpiens import mpi, window
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
 from mpiens.heartbeat import Heartbeat
-from mpiens.merge import Merger, Sources
 from mpiens.outcome import BACK
-from mpiens.root import (
-    COMPLETE,
-    SOME_FAILED,
-    STOPPED_EARLY,
-    Request,
-    Root,
-    Trouble,
-)
+from mpiens.request import Request
 from mpiens.runner import Inline, Process, Runner
 from mpiens.spec import Limits, Spec
+from mpiens.trouble import COMPLETE, SOME_FAILED, STOPPED_EARLY, Trouble
 from mpiens.worker import Worker
 from mpiens.workqueue import (
     TAG_NEWS,
@@ -37,6 +28,10 @@ from mpiens.workqueue import (
     tasks_of_news,
     work,
 )
+
+if TYPE_CHECKING:  # only the root loads them: the others start sooner
+    from mpiens.merge import Merger, Sources
+    from mpiens.root import Root
 
 Answer = TypeVar("Answer")
 
@@ -137,7 +132,11 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
     where the file system has failed or a stop has interrupted the work.
     """
     seat = Seat(deadline)
-    root = Merger(sources, partial(seat.look, comm)) if comm.rank == 0 else None
+    root = None
+    if comm.rank == 0:
+        from mpiens.merge import Merger  # noqa: PLC0415
+
+        root = Merger(sources, partial(seat.look, comm))
     try:
         if root is not None:
             deadline.ask_slurm(os.environ)
@@ -162,6 +161,8 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
     seat.look_after_mates(comm)
     look = partial(seat.look, comm)
     if comm.rank == 0 and seat.root is None:
+        from mpiens.root import Root  # noqa: PLC0415
+
         seat.deadline.ask_slurm(os.environ)
         seat.root = Root(request, look)
     root = seat.root
@@ -277,30 +278,42 @@ def _check(root: Root) -> bool:
 
 
 def _conclude(comm: mpi.Comm, root: Root | Merger | None, look: Look) -> bool:
-    """Make summaries and bands; False where rows proved broken, to be run again."""
-    scene = (*tell_all(comm, root.scene if root else None), look)
-    broken = _together(comm, root, summary.summarise_rows, scene)
+    """Make summaries and bands; False where rows proved broken, to be run again.
+
+    All ranks do it where HDF5 is parallel, else the root alone.
+    """
+    ask = tell_all if tell_all(comm, _is_parallel if root else None) else _ask_root
+    scene = ask(comm, root.scene if root else None)
+    broken = _together(comm, root, "summarise_rows", scene, look)
     if tell_all(comm, partial(root.redo, broken) if root else None):
         return False
-    _together(comm, root, summary.make_bands, scene)
+    _together(comm, root, "make_bands", scene, look)
     return True
 
 
+def _is_parallel() -> bool:
+    """Whether HDF5 can write together with other ranks; to be asked on the root."""
+    import h5py  # noqa: PLC0415
+
+    return bool(h5py.get_config().mpi)
+
+
 def _together(
-    comm: mpi.Comm,
-    root: Root | Merger | None,
-    make: Callable[..., Any],
-    scene: tuple[Any, ...],
+    comm: mpi.Comm, root: Root | Merger | None, what: str, scene: Any, look: Look
 ) -> Any:
-    """Let all ranks do something through parallel HDF5, or the root where it is none.
+    """Let all ranks who know the scene make something of the rows in the file.
 
     Raises Trouble on all ranks where the file could not be written, or a stop came.
     """
-    if comm.size == 1 or not h5py.get_config().mpi:
-        alone = partial(make, mpi.alone(), *scene)
-        return tell_all(comm, alone if root else None)
+    if scene is None:
+        return tell_all(comm, None)
+    from mpiens import summary  # noqa: PLC0415
+
+    make = getattr(summary, what)
+    if comm.size == 1 or not _is_parallel():
+        return tell_all(comm, partial(make, mpi.alone(), *scene, look))
     try:
-        return make(comm, *scene)
+        return make(comm, *scene, look)
     except Stopped as news:
         raise Trouble.stopped(news) from news
     except (mpi.RankLost, summary.WriteError) as error:

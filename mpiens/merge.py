@@ -26,9 +26,6 @@ from mpiens.layout import DONE, FAILED, PENDING, Layout
 from mpiens.lock import Lock
 from mpiens.progress import Tally, format_seconds
 from mpiens.root import (
-    COMPLETE,
-    SOME_FAILED,
-    STOPPED_EARLY,
     complete,
     count_failed,
     count_steps,
@@ -38,6 +35,7 @@ from mpiens.shard import Shard
 from mpiens.shelf import Shelf
 from mpiens.spec import Spec
 from mpiens.store import PARTIAL, Store
+from mpiens.trouble import COMPLETE, SOME_FAILED, STOPPED_EARLY
 from mpiens.workqueue import Ending
 
 RECIPE = "sbatch --array={} --export=ALL,SHARDS={} array.sbatch {}"

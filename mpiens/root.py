@@ -6,11 +6,9 @@ import dataclasses
 import errno
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,72 +44,23 @@ from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
 from mpiens.pilot import settle_windows
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import decode, locate_faults, read
+from mpiens.request import Request
 from mpiens.row import Described, Row, settle
-from mpiens.shard import Shard, default_file
 from mpiens.shelf import Shelf
 from mpiens.spec import Spec, Step, to_text
 from mpiens.store import PARTIAL, Store
 from mpiens.study import Study
+from mpiens.trouble import (
+    COMPLETE,
+    GIVEN_UP,
+    SOME_FAILED,
+    STOPPED_EARLY,
+)
 from mpiens.workqueue import Ending, Gate
 
 EARLY_BYTES = 8 << 20  # of rows, at most, that come before there is a file
 RECENT = 20  # tasks, at least, of which the mean tells what the next ones take
 _STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
-COMPLETE, WRONG_INPUT, SOME_FAILED, GIVEN_UP, STOPPED_EARLY = 0, 2, 3, 4, 75
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for on the command line."""
-
-    spec: Path
-    output: Path | None = None
-    fresh: bool = False
-    retry_failed: bool = False
-    accept_model_change: bool = False
-    shard: Shard | None = None
-    text: str | None = None  # a spec in JSON that stands for that in the file
-    fit: Spec | None = None  # of the calibration that it confirms
-
-    @property
-    def file(self) -> Path:
-        """The result file."""
-        return self.output or default_file(self.spec, self.shard)
-
-
-class Trouble(Exception):  # noqa: N818  (the world's, nobody's error)
-    """The file system has failed us, or time is over; what is finished is kept."""
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text, code)
-        self.text = text
-        self.code = code
-
-    def __str__(self) -> str:
-        return self.text
-
-    @classmethod
-    def of(cls, error: OSError) -> Trouble:
-        """Say what has failed and what to do: wait for it, or choose another place."""
-        number = error.errno
-        if number is None and (told := re.search(r"errno = (\d+)", str(error))):
-            number = int(told[1])  # HDF5 tells it within a dump of its own
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        passing = number in (None, errno.EIO, *full)
-        what = str(error) if number is None else os.strerror(number)
-        where = f"{error.filename}: " if error.filename else "the result file: "
-        way = (
-            "what is finished is kept; mend it, and run the same command again"
-            if passing
-            else "choose another place by -o, or mend this one"
-        )
-        return cls(f"{where}{what}; {way}", STOPPED_EARLY if passing else WRONG_INPUT)
-
-    @classmethod
-    def stopped(cls, news: Stopped) -> Trouble:
-        """Say that long work beside the tasks was given up."""
-        way = "what is finished is kept; run the same command again to go on"
-        return cls(f"stopped early ({news}): {way}", STOPPED_EARLY)
 
 
 class Root:

@@ -35,6 +35,7 @@ from mpiens.child import (
     fork,
     has_ended,
     on_standard_error,
+    take_long_turns,
     watch_parent,
 )
 from mpiens.executor import CLOSED_FILES, MARK, Executor, Watch, flush_standard
@@ -238,6 +239,7 @@ def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
 
 def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -> None:
     """Run what the supervisor asks for, until it has gone."""
+    take_long_turns()
     gc.freeze()  # what the supervisor holds is no garbage of ours
     watch = Watch(cell, (1, 2, channel.socket.fileno()), spec.limits.task_memory)
     executor = Executor(spec, shared, channel.send, watch)

@@ -16,7 +16,7 @@ import h5py
 import pytest
 from conftest import Launch, Launcher, write
 
-from mpiens.root import Trouble
+from mpiens.trouble import Trouble
 
 LIMIT = 60
 MPIENS = [sys.executable, "-m", "mpiens"]

@@ -568,6 +568,29 @@ def test_a_child_that_ends_is_a_fault_of_the_spec() -> None:
         ask_child(lambda: os._exit(9))
 
 
+LONG_TURNS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
+
+
+def test_a_runner_takes_long_turns_and_stays_as_nice_as_it_was(tmp_path: Path) -> None:
+    body = f"""
+    import struct
+    words = ctypes.create_string_buffer(56)
+    number = {{"x86_64": 315}}.get(os.uname().machine, 275)
+    assert ctypes.CDLL(None).syscall(number, 0, words, 56, 0) == 0
+    policy, _, nice = struct.unpack_from("=IQi", words, 4)
+    turn = struct.unpack_from("=Q", words, 24)[0] / 1e9 if {LONG_TURNS} else 0.1
+    value = np.array([policy, nice, turn, 0.0])"""
+    spec = make_spec(tmp_path, body)
+    nice = os.getpriority(os.PRIO_PROCESS, 0) + 3
+
+    def act() -> Outcome:
+        os.nice(3)
+        return run(spec, tasks=[0])
+
+    found = np.frombuffer(ask_child(act).values[0][0])
+    assert found.tolist() == [os.SCHED_OTHER, nice, 0.1, 0.0]
+
+
 def test_what_the_runner_was_not_given_can_be_given_back(tmp_path: Path) -> None:
     spec = make_spec(tmp_path)
     worker = Worker(start=lambda: Process(spec, nothing))

@@ -277,7 +277,7 @@ def list_services(options: argparse.Namespace) -> dict[str, Act]:
 
 def list_seed(options: argparse.Namespace) -> dict[str, Act]:
     """The seed case, whole processes from start to end."""
-    people = 1_000_000 if options.scale == "large" else 5_000
+    people = 1_340_000 if options.scale == "large" else 5_000
     workers = (1, 2, 4, 9) if options.scale == "large" else (1, 2)
     place = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, place, ignore_errors=True)

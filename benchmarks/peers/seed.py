@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "spawn", "fork", "before"])
     parser.add_argument("file")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--people", type=int, default=1_000_000)
+    parser.add_argument("--people", type=int, default=1_340_000)
     options = parser.parse_args()
     if options.what == "make":
         make(options.file, options.people)
