@@ -56,8 +56,12 @@ class Channel:
 
     def send(self, kind: int, data: bytes | bytearray) -> None:
         """Send one frame, waiting until the other end has taken it."""
+        self.send_raw(_HEAD.pack(len(data), kind))
+        self.send_raw(data)
+
+    def send_raw(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes as they are, waiting until the other end has taken them."""
         try:
-            self.socket.sendall(_HEAD.pack(len(data), kind))
             self.socket.sendall(data)
         except OSError as error:
             raise Ended from error

@@ -35,6 +35,7 @@ from mpiens.assembly import join_curves
 from mpiens.calibration import Calibration
 from mpiens.child import ask_child
 from mpiens.deadline import Deadline, Look, Stopped
+from mpiens.durations import Durations
 from mpiens.fault import Fault, SpecError, place
 from mpiens.foundation import lay_down
 from mpiens.layout import DONE, FAILED, PENDING, Layout
@@ -59,7 +60,6 @@ from mpiens.trouble import (
 from mpiens.workqueue import Ending, Gate
 
 EARLY_BYTES = 8 << 20  # of rows, at most, that come before there is a file
-RECENT = 20  # tasks, at least, of which the mean tells what the next ones take
 _STEPS = {"aggregates": "aggregates", "curves": "joined curves"}
 
 
@@ -191,11 +191,11 @@ class Root:
         self._tally = Tally(done + len(self.pending), done, self._ranks)
         if self._store is not None:
             self._tally.failed_before = int((self._store.status == FAILED).sum())
-        self._spent = np.zeros((len(self._spec.scenarios) + len(Step), 2))
+        self._durations = Durations(self._spec, self._costs)
         if self._store is not None:  # what earlier runs took counts too
             tasks = np.flatnonzero(self._store.status == DONE)
             seconds = self._store.read("/tasks/seconds").reshape(-1)[tasks]
-            self._spend(tasks, seconds)
+            self._durations.enter(tasks, seconds)
         return self._store is not None
 
     def note(self, reason: str, trouble: OSError | None) -> None:
@@ -236,7 +236,7 @@ class Root:
             self._early_rows.append((batch, ranks))
         else:
             self._store.write(batch, ranks)
-        self._spend(batch.records["task"], batch.records["seconds"])
+        self._durations.enter(batch.records["task"], batch.records["seconds"])
         self._count(len(batch.records), float(batch.records["seconds"].sum()))
 
     def keep(self, result: StepResult, rank: int) -> None:
@@ -248,7 +248,7 @@ class Root:
 
     def spend(self, number: int, seconds: float) -> None:
         """Enter what a step has taken."""
-        self._spend(np.array([number]), np.array([seconds]))
+        self._durations.enter(np.array([number]), np.array([seconds]))
         self._running.busy += seconds
 
     def head(self, line: Callable[[], str]) -> None:
@@ -320,23 +320,8 @@ class Root:
         self._count(1, failure.seconds, failed=1)
 
     def expect(self, tasks: Tasks, *, wary: bool = False) -> NDArray[np.float64]:
-        """Return the seconds that tasks take by what their scenarios have taken.
-
-        A scenario of which nothing is known takes what the user's hint of its cost
-        makes of the others, or else as long as they do in the mean; where one is to be
-        ``wary``, as the longest of them.
-        """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            known = self._spent[:, 0] / self._spent[:, 1]
-        known, steps_known = np.split(known, [len(self._spec.scenarios)])
-        if (measured := np.isfinite(known)).any() and not measured.all():
-            others = known[measured]
-            usual = others.max() if wary else others.mean()
-            guess = np.full(len(known), usual)
-            if self._costs is not None and (hinted := self._costs[measured]).all():
-                guess = self._costs * np.mean(known[measured] / hinted)
-            known = np.where(measured, known, guess)
-        return np.asarray(np.r_[known, steps_known][self._group(tasks)])
+        """Return the seconds that tasks take, where that is known."""
+        return self._durations.expect(tasks, wary=wary)
 
     def tick(self) -> bool:
         """Show progress where it is time to; whether the run is hopeless."""
@@ -483,22 +468,6 @@ class Root:
     def _partial(self) -> Path:
         file = self._request.file
         return file.with_name(file.name + PARTIAL)
-
-    def _spend(self, tasks: Tasks, seconds: NDArray[np.float64]) -> None:
-        """Enter what tasks have taken; what is older than they are weighs no more."""
-        groups, which = np.unique(self._group(tasks), return_inverse=True)
-        count = np.bincount(which).astype(float)
-        new = np.stack([np.bincount(which, weights=seconds), count], axis=1)
-        before = self._spent[groups]
-        most = np.maximum(count, RECENT) / np.maximum(before[:, 1], 1)
-        self._spent[groups] = before * np.minimum(most, 1.0)[:, None] + new
-
-    def _group(self, numbers: Tasks) -> Tasks:
-        """Return what takes a like time: tasks of a scenario, or steps of a kind."""
-        scenarios = len(self._spec.scenarios)
-        steps = scenarios + (numbers - self._spec.tasks) // scenarios
-        tasks = numbers // self._spec.replicates
-        return np.where(numbers < self._spec.tasks, tasks, steps)
 
     @property
     def _shelved(self) -> Shelf:

@@ -338,11 +338,12 @@ def _stream(channel: Channel, spec: Spec) -> None:
     for index, buffer in enumerate(packed.buffers):
         for start in range(0, len(buffer), CHUNK):
             part = buffer[start : start + CHUNK]
-            channel.socket.sendall(part)
+            channel.send_raw(part)
             if apart:
                 _forget(starts[index] + start, len(part))
         gap = offsets[index + 1] - offsets[index] - len(buffer)
-        channel.socket.sendall(bytes(gap))
+        if gap:  # else the other end may have all it wants, and be gone
+            channel.send_raw(bytes(gap))
 
 
 def _are_apart(starts: list[int], sizes: list[int]) -> bool:

@@ -23,7 +23,8 @@ from mpiens.bell import Bell
 from mpiens.deadline import Deadline
 from mpiens.heartbeat import Heartbeat
 from mpiens.outcome import BATCH, RECORD, Batch
-from mpiens.root import Request, Root
+from mpiens.request import Request
+from mpiens.root import Root
 from mpiens.row import settle
 from mpiens.workqueue import (
     TAG_BYE,
