@@ -35,7 +35,9 @@ LENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # seconds of tasks that are told about
 LEAST = 2.5e-3  # seconds that a range takes at least: short tasks share one
 EXCHANGES = 200  # messages there and back
 SHORT_TASKS = 2000  # for each rank
-NAP, NAPS = 0.02, (10, 40)  # seconds of a task; how many for each rank, twice
+NAP, NAPS = 0.02, 40  # seconds of a task; how many for each rank
+# as short as a range of one task gets, so that the root has much to do
+BLINK, BLINKS = 3e-3, (50, 250)  # how many for each rank, twice
 ENTRIES, ROWS_BYTES = 8192, 64 << 20  # numbers of a long row; all rows together
 WINDOW_BYTES = 128 << 20
 TAG_PING, TAG_PONG = 31, 32
@@ -50,7 +52,12 @@ def nothing(rng):
 
 
 def nap():
-    time.sleep(SECONDS)
+    time.sleep(NAP)
+    return {"x": 0.0}
+
+
+def blink():
+    time.sleep(BLINK)
     return {"x": 0.0}
 
 
@@ -167,10 +174,11 @@ def _measure(comm: mpi.Comm, folder: Path, deadline: Deadline, ready: float) -> 
     run = Trial(comm, folder, deadline).run
     told = run("nothing", SHORT_TASKS * comm.size)
     figures.short_tasks = SHORT_TASKS * comm.size / told["seconds_dealing"]
-    few, many = (run("nap", count * comm.size) for count in NAPS)
-    ranges = (NAPS[1] - NAPS[0]) * comm.size
+    few, many = (run("blink", count * comm.size) for count in BLINKS)
+    ranges = (BLINKS[1] - BLINKS[0]) * comm.size
     figures.service = max(1e-6, (many["cpu"] - few["cpu"]) / ranges)
-    figures.utilisation = min(1.0, NAP * NAPS[1] / many["seconds_dealing"])
+    told = run("nap", NAPS * comm.size)
+    figures.utilisation = min(1.0, NAP * NAPS / told["seconds_dealing"])
     rows = max(2 * comm.size, ROWS_BYTES // (8 * ENTRIES))
     told = run("series", rows, 'dims = ["entry"]')
     figures.write = rows * 8 * ENTRIES / told["seconds_dealing"]
@@ -261,7 +269,9 @@ def _make_folder(place: Path) -> str:
     """Make a folder for the files of the measurement, with the model in it."""
     try:
         folder = tempfile.mkdtemp(prefix="mpiens-bench-", dir=place)
-        text = MODEL.replace("SECONDS", str(NAP)).replace("ENTRIES", str(ENTRIES))
+        text = MODEL
+        for name, value in {"NAP": NAP, "BLINK": BLINK, "ENTRIES": ENTRIES}.items():
+            text = text.replace(name, str(value))
         (Path(folder) / "model.py").write_text(text, encoding="utf-8")
     except OSError as error:
         text = f"{place} cannot be written to: {error.strerror}; choose another folder"

@@ -585,7 +585,7 @@ class Root:
                 ledger.copy(old, fresh)
             fresh.sync()
             fresh.close()
-        store.replace(new, self._partial)
+        store.replace(new, self._partial, look)
         return Store(self._partial, contents, writable=True)
 
 

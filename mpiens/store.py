@@ -13,10 +13,11 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -44,10 +45,8 @@ from mpiens.layout import (
 from mpiens.outcome import Batch, Failure, Ranks
 from mpiens.row import as_bytes, checksum
 
-if TYPE_CHECKING:
-    pass
-
 PARTIAL = ".partial"
+SYNC_SECONDS = 1e-3  # between two looks around while a disk takes its time
 _COLUMNS = ("checksum", "seconds", "attempts", "rank")
 
 
@@ -360,20 +359,38 @@ def _enter(whole: Any, path: str, dims: Any, dtype: Any, shape: Any) -> None:
     whole.update(json.dumps([path, list(dims), kind, list(shape)]).encode())
 
 
-def replace(source: Path, target: Path) -> None:
-    """Rename a file, once it is on the disk, and see to it that its name is too."""
-    _sync(source)
+def replace(source: Path, target: Path, look: Look = look_away) -> None:
+    """Rename a file, once it is on the disk, and see to it that its name is too.
+
+    Disks take their time, in which ``look`` is called again and again.
+    """
+    _sync(source, look)
     source.replace(target)
     with contextlib.suppress(OSError):  # some file systems sync no folders
-        _sync(target.parent)
+        _sync(target.parent, look)
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, look: Look) -> None:
+    failures: list[OSError] = []
+
+    def act() -> None:
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            failures.append(error)
+
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    thread = threading.Thread(target=act)
+    thread.start()
     try:
-        os.fsync(handle)
+        while thread.is_alive():
+            look()
+            thread.join(SYNC_SECONDS)
     finally:
+        thread.join()
         os.close(handle)
+    if failures:
+        raise failures[0]
 
 
 def set_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
