@@ -229,12 +229,12 @@ def list_starts(options: argparse.Namespace) -> dict[str, Act]:
         return {"whole": launch(command, folder, path=path).seconds}
 
     bare = "from mpi4py import MPI; import numpy, h5py"
-    ours = "from mpi4py import MPI; import mpiens.ensemble"
+    each = "from mpi4py import MPI; import mpiens.ensemble"
     root = "import pydantic, rich.table, mpiens.root, mpiens.table, mpiens.frame"
     return {
         "mpi4py, numpy, h5py imported": partial(start, code=bare),
         "all that mpiens imports": partial(
-            start, code=f"{ours}\nif not MPI.COMM_WORLD.rank:\n {root}"
+            start, code=f"{each}\nif not MPI.COMM_WORLD.rank:\n {root}"
         ),
         MINE: run,
         f"{MINE} by `-n`": lambda folder: {
