@@ -26,22 +26,34 @@ def quantiles(samples: Floats, levels: Sequence[float]) -> Floats:
     ``numpy.quantile(samples, levels, axis=-1)``, but that zeros are positive: NaN
     where any replicate is NaN or where there is no replicate at all.
     """
-    count = samples.shape[-1]
-    result = np.full((len(levels), *samples.shape[:-1]), np.nan)
-    if count == 0:
+    return interpolate(np.sort(samples, axis=-1), levels)
+
+
+def interpolate(ordered: Floats, levels: Sequence[float]) -> Floats:
+    """Return the quantiles of replicates in ascending order, NaNs at the end."""
+    count = ordered.shape[-1]
+    result = np.full((len(levels), *ordered.shape[:-1]), np.nan)
+    if not count:
         return result
-    ordered = np.sort(samples, axis=-1)
-    undefined = np.isnan(ordered[..., -1])  # NaNs are sorted to the end
     with np.errstate(invalid="ignore", over="ignore"):  # infinities are the user's own
         for index, level in enumerate(levels):
             position = (count - 1) * np.float64(level)
             below = int(np.floor(position))
             above = min(below + 1, count - 1)
-            share = position - below
-            found = _interpolate(ordered[..., below], ordered[..., above], share)
-            # a sort may return either zero; let it be the positive one
-            result[index] = np.where(undefined, np.nan, found + 0.0)
-    return result
+            low, high = ordered[..., below], ordered[..., above]
+            result[index] = _interpolate(low, high, position - below)
+    return define(result, ordered)
+
+
+def define(result: Floats, ordered: Floats) -> Floats:
+    """Return what was taken from ordered replicates, but NaN where one of them is.
+
+    A sort may return either zero; let it be the positive one.
+    """
+    if not ordered.shape[-1]:
+        return result
+    undefined = np.isnan(ordered[..., -1])  # NaNs are sorted to the end
+    return np.where(undefined, np.nan, result + 0.0)
 
 
 def mean(samples: Floats) -> Floats:

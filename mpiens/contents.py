@@ -25,7 +25,7 @@ from mpiens.shard import Shard
 if TYPE_CHECKING:
     from mpiens.mpi import Comm
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def sample(design: Design, seed: int) -> Design:
         import numpy as np  # noqa: PLC0415
         from scipy.stats import qmc  # noqa: PLC0415
     except ImportError as error:
-        way = 'install it by pip install "mpiens[design]"'
+        way = "install it by pip install scipy"
         text = f"{design.method!r} needs scipy; {way} ({error})"
         raise SpecError([Fault(place("design", "method"), text)]) from error
     kinds = {"lhs": qmc.LatinHypercube, "sobol": qmc.Sobol, "halton": qmc.Halton}

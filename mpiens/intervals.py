@@ -29,10 +29,21 @@ def least(level: float, confidence: float = CONFIDENCE) -> int:
     """
     if not 0 < level < 1:
         raise ValueError(f"a level of {level} has no interval: give one within 0 and 1")
-    count = 2
-    while 1 - level**count - (1 - level) ** count < confidence:
-        count += 1
-    return count
+    few, many = 1, 2
+    while not _encloses(many, level, confidence):
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        if _encloses(middle, level, confidence):
+            many = middle
+        else:
+            few = middle
+    return many
+
+
+def find_least(level: float, confidence: float = CONFIDENCE) -> int:
+    """Return the fewest replicates as ``least`` does; 0 where no number is enough."""
+    return least(level, confidence) if 0 < level < 1 else 0
 
 
 @lru_cache(maxsize=1024)
@@ -47,7 +58,7 @@ def find_ranks(
     """
     if count < 2 or not 0 < level < 1:
         return None
-    if 1 - level**count - (1 - level) ** count < confidence:
+    if not _encloses(count, level, confidence):
         return None
     first, chances = _binomial(count, level)
     sums = np.concatenate([[0.0], np.cumsum(chances)])
@@ -94,6 +105,20 @@ def predict_ranks(count: int, share: float) -> tuple[int, int] | None:
     return (cut - 1, count - cut) if cut >= 1 and count - cut > cut - 1 else None
 
 
+def enclose_future(ordered: Floats, shares: Sequence[float]) -> Floats:
+    """Return between what a share of future replicates will fall: (shares, 2, ...).
+
+    ``ordered`` has shape (..., replicates).  NaN where there are too few replicates.
+    """
+    count = ordered.shape[-1]
+    result = np.full((len(shares), 2, *ordered.shape[:-1]), np.nan)
+    for index, share in enumerate(shares):
+        if (ranks := predict_ranks(count, float(share))) is not None:
+            for side, rank in enumerate(ranks):
+                result[index, side] = ordered[..., rank]
+    return result
+
+
 def predict_share(count: int, low: int, high: int) -> float:
     """Return the share of future replicates between two ordered ones, from 0."""
     return (high - low) / (count + 1)
@@ -126,6 +151,11 @@ def bound_share(
     if successes < count:
         high = float(betaincinv(successes + 1, count - successes, 1 - tail))
     return low, high
+
+
+def _encloses(count: int, level: float, confidence: float) -> bool:
+    """Whether all replicates together enclose a quantile as surely as asked."""
+    return 1 - level**count - (1 - level) ** count >= confidence
 
 
 def _binomial(count: int, level: float) -> tuple[int, Floats]:

@@ -17,6 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpiens.bands import METHOD
 from mpiens.calibrate import Domain
+from mpiens.difference import LOWER
+from mpiens.intervals import find_least
 from mpiens.pool import find_coordinate
 from mpiens.row import Output, Row
 from mpiens.shard import Shard
@@ -104,6 +106,50 @@ JOINED = {
     ),
 }
 """By name, in the group of an output; pieces are numbered from 0."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One thing that is made of the replicates of each scenario."""
+
+    dims: tuple[str, ...]  # between the scenario and those of the output
+    long_name: str = ""
+    measured: bool = True  # in the units of the output
+
+
+BAND = "bands"
+_BOUND = ("bound",)
+STATISTICS = {
+    BAND: Statistic(("level",)),
+    "interval": Statistic(("level", "bound"), "confidence interval of the quantile"),
+    "prediction": Statistic(
+        ("prediction", "bound"), "where that share of future replicates will fall"
+    ),
+    "mean": Statistic(()),
+    "std": Statistic(()),
+}
+"""By name; those of a whole output are along its dimensions too."""
+MEAN_INTERVAL = "mean_interval"
+DIFFERENCES = STATISTICS | {
+    MEAN_INTERVAL: Statistic(_BOUND, "confidence interval of the mean difference")
+}
+VERDICTS = {
+    "better": Statistic((), "probability of being better than the baseline", False),
+    "better_interval": Statistic(_BOUND, "confidence interval of better", False),
+    "averted": Statistic((), "(baseline - scenario) / baseline, of means", False),
+    "averted_interval": Statistic(_BOUND, "confidence interval of averted", False),
+    "reduction": Statistic((), "variance of the mean without pairing, by ours", False),
+}
+"""What is told of a summary beside the baseline's; for summaries alone."""
+
+
+def place_statistic(path: str, name: str) -> str:
+    """Return where a statistic is of the rows, or the summary, at a path.
+
+    Rows are elsewhere (in /series), so the band takes the path itself.
+    """
+    rows = path.startswith(("/bands/", "/differences/"))
+    return path if rows and name == BAND else f"{path}.{name}"
 
 
 @dataclass(frozen=True)
@@ -310,6 +356,10 @@ class Layout:
         yield _coordinate("replicate", np.arange(self.spec.replicates))
         levels = np.array(self.spec.bands.levels, dtype=float)
         yield _coordinate("level", levels, long_name="quantile over replicates")
+        yield _coordinate("bound", ["lower", "upper"], long_name="of an interval")
+        if shares := self.spec.bands.shares:
+            told = "share of future replicates"
+            yield _coordinate("prediction", np.array(shares), long_name=told)
         count = min(FAILURES, math.prod(self.by_task))
         yield _coordinate("failure", np.arange(count))
         for dim, size in self.sizes.items():
@@ -392,42 +442,61 @@ class Layout:
     def _bands(self) -> Iterator[Dataset]:
         for output in self.row.banded:
             path = f"/bands/{output.name}"
-            yield from self._statistics(path, "", output.dims, output.shape, output)
+            yield from self._statistics(path, STATISTICS, output)
+        for output in self.row.banded if self.has_baseline else ():
+            path = f"/differences/{output.name}"
+            yield from self._statistics(path, DIFFERENCES, output)
+
+    def list_statistics(self, group: str, output: Output) -> list[str]:
+        """Return where an output's bands or differences are, and what is beside."""
+        statistics = DIFFERENCES if group == "differences" else STATISTICS
+        path = f"/{group}/{output.name}"
+        return [dataset.path for dataset in self._statistics(path, statistics, output)]
 
     def _statistics(
-        self,
-        path: str,
-        suffix: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        output: Output,
+        self, path: str, statistics: Mapping[str, Statistic], output: Output
     ) -> Iterator[Dataset]:
-        """Yield a band, and beside it its mean and standard deviation."""
-        count = self.by_task[0]
-        levels = len(self.spec.bands.levels)
-        units = {"units": output.units} if output.units else {}
-        method = {"quantile_method": METHOD}
-        yield Dataset(
-            path + suffix,
-            ("scenario", "level", *dims),
-            (count, levels, *shape),
-            np.float64,
-            fill=np.nan,
-            attributes=units | method,
-        )
-        for name in ("mean", "std"):
+        """Yield what describes the replicates of each scenario."""
+        shares = self.spec.bands.shares
+        sizes = {"level": len(self.spec.bands.levels), "bound": 2}
+        sizes["prediction"] = len(shares)
+        for name, statistic in statistics.items():
+            if not all(sizes[dim] for dim in statistic.dims):
+                continue
             yield Dataset(
-                f"{path}.{name}",
-                ("scenario", *dims),
-                (count, *shape),
+                place_statistic(path, name),
+                ("scenario", *statistic.dims, *output.dims),
+                (self.by_task[0], *(sizes[d] for d in statistic.dims), *output.shape),
                 np.float64,
                 fill=np.nan,
-                attributes=units,
+                attributes=self._describe_statistic(name, statistic, output),
             )
 
+    def _describe_statistic(
+        self, name: str, statistic: Statistic, output: Output
+    ) -> dict[str, Any]:
+        bands = self.spec.bands
+        told: dict[str, Any] = {}
+        if output.units and statistic.measured:
+            told["units"] = output.units
+        if statistic.long_name:
+            told["long_name"] = statistic.long_name
+        if name == BAND:
+            told["quantile_method"] = METHOD
+        if name.endswith("interval"):
+            told["confidence"] = bands.confidence
+        if name == "interval":  # NaN where there are fewer
+            least = [find_least(level, bands.confidence) for level in bands.levels]
+            told["least_replicates"] = np.array(least, dtype=np.int64)
+        if name == "better":
+            told["better"] = bands.better or LOWER
+        return told
+
     def _summaries(self) -> Iterator[Dataset]:
-        groups = ["summary", "comparison"] if self.has_baseline else ["summary"]
-        for group in groups:
+        groups = {"summary": STATISTICS}
+        if self.has_baseline:
+            groups["comparison"] = DIFFERENCES | VERDICTS
+        for group, statistics in groups.items():
             for output, kind in self.summaries():
                 path = f"/{group}/{output.name}/{kind}"
                 units = output.units if kind != "peak_time" else None
@@ -440,7 +509,7 @@ class Layout:
                     attributes={"units": units} if units else {},
                 )
                 scalar = Output(output.name, (), (), "<f8", units=units)
-                yield from self._statistics(path, ".bands", (), (), scalar)
+                yield from self._statistics(path, statistics, scalar)
 
     def _series(self, slim: bool) -> Iterator[Dataset]:
         for output in self.row.stored:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from mpiens.calibrate import Calibrate
 from mpiens.cube import cross
@@ -29,7 +30,7 @@ INJECTED = ("rng", "seed", "shared", "scenario", "replicate", "prepared")
 RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
     *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
-    *("trial", "trials", "observed"),
+    *("trial", "trials", "observed", "differences", "bound", "prediction"),
 )
 DEFAULT_SCENARIO = "default"
 TRIAL = "trial"  # what the scenarios of a calibration are named by: trial=17
@@ -157,6 +158,18 @@ class Bands:
     __pydantic_config__ = _STRICT
     levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
     baseline: str | None = None
+    better: Literal["lower", "higher"] | None = None
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares between levels as far from both ends, the widest first."""
+        pairs = zip(self.levels, reversed(self.levels), strict=True)
+        return tuple(
+            round(high - low, 12)
+            for low, high in pairs
+            if 0 < low < high and math.isclose(low + high, 1.0)
+        )
 
 
 @dataclass(frozen=True)

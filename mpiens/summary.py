@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,26 @@ from numpy.typing import NDArray
 from mpiens import bands
 from mpiens.contents import open_file
 from mpiens.deadline import Look, Stopped, look_away
-from mpiens.layout import DONE, Layout
+from mpiens.difference import (
+    LOWER,
+    Difference,
+    bound_mean,
+    bound_welch,
+    compare_paired,
+    compare_unpaired,
+)
+from mpiens.intervals import enclose_future, enclose_quantiles
+from mpiens.layout import (
+    BAND,
+    DIFFERENCES,
+    DONE,
+    MEAN_INTERVAL,
+    VERDICTS,
+    Layout,
+    place_statistic,
+)
 from mpiens.row import Output, as_bytes, checksums
+from mpiens.spec import Bands, Spec
 from mpiens.store import Store
 
 if TYPE_CHECKING:
@@ -37,6 +55,9 @@ Selection = tuple[slice, ...]
 Piece = tuple[Selection, Floats]
 Pieces = dict[str, Piece]
 Status = NDArray[np.uint8]
+Described = dict[str, Floats]
+"""Statistics by name, each with the scenario on the first axis."""
+Make = Callable[..., Pieces]
 
 
 class WriteError(OSError):
@@ -146,21 +167,25 @@ def summarise_rows(
 def make_bands(
     team: Comm, path: Path, layout: Layout, status: Status, look: Look = look_away
 ) -> None:
-    """Compute every band, and the mean and deviation beside it.  Collective.
+    """Describe each scenario's replicates, and how they differ from the baseline's.
 
-    Raises Stopped on all ranks where ``look`` does on one.
+    Collective.  Raises Stopped on all ranks where ``look`` does on one.
     """
     done = status.reshape(layout.by_task) == DONE
+    works: list[tuple[str, Make]] = [("bands", _make_band)]
+    if layout.has_baseline:
+        works.append(("differences", _make_difference))
     with contextlib.closing(Hyperslabs(team, path)) as file:
-        for output in layout.row.banded:
-            name = f"/bands/{output.name}"
-            itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
-            shape = (layout.by_task[0], *output.shape)
-            share = _share(team, itemsize * math.prod(shape))
-            slabs = [*cut(shape, share // itemsize)]
-            for slab in _take_turns(team, slabs, look):
-                make = partial(_make_band, file, layout, output, slab, done)
-                file.write([name, f"{name}.mean", f"{name}.std"], make)
+        for group, make in works:
+            for output in layout.row.banded:
+                itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
+                shape = (layout.by_task[0], *output.shape)
+                share = _share(team, itemsize * math.prod(shape))
+                slabs = [*cut(shape, share // itemsize)]
+                paths = layout.list_statistics(group, output)
+                for slab in _take_turns(team, slabs, look):
+                    own = partial(make, file, layout, output, slab, done)
+                    file.write(paths, own)
 
 
 def _make_band(
@@ -170,25 +195,85 @@ def _make_band(
     slab: Selection | None,
     done: NDArray[np.bool_],
 ) -> Pieces:
-    """Compute a band, its mean and its deviation for one slab of one output."""
+    """Describe one slab of one output."""
+    if slab is None:
+        return {}
+    read = _read_slab(file, layout, output, slab)
+    told = describe_rows(read, done[slab[0]], layout.spec.bands)
+    return _place(f"/bands/{output.name}", slab, told)
+
+
+def _make_difference(
+    file: Hyperslabs,
+    layout: Layout,
+    output: Output,
+    slab: Selection | None,
+    done: NDArray[np.bool_],
+) -> Pieces:
+    """Describe how one slab of one output differs from the baseline's, by pairs."""
     if slab is None:
         return {}
     here, *part = slab
+    told: list[Described] = []
+    for index, own in enumerate(_read_slab(file, layout, output, slab), here.start):
+        base = layout.spec.baselines[index]
+        if base is None:
+            raise RuntimeError("a scenario without a baseline is not compared")
+        twin = _read_slab(file, layout, output, (slice(base, base + 1), *part))[0]
+        samples = own.astype(float), twin.astype(float)
+        told.append(_compare_rows(layout, *samples, done[index], done[base]))
+    whole = {name: np.concatenate([one[name] for one in told]) for name in told[0]}
+    return _place(f"/differences/{output.name}", slab, whole)
+
+
+def _compare_rows(
+    layout: Layout,
+    own: Floats,
+    base: Floats,
+    done: NDArray[np.bool_],
+    base_done: NDArray[np.bool_],
+) -> Described:
+    """Describe the differences of rows (replicate, ...) from those of the baseline."""
+    both, confidence = done & base_done, layout.spec.bands.confidence
+    with np.errstate(invalid="ignore", over="ignore"):  # of the user's infinities
+        told = describe_rows((own - base)[None], both[None], layout.spec.bands)
+        if layout.spec.ensemble.pairing == "common":
+            interval = bound_mean(_turn((own - base)[both]), confidence)
+        else:
+            apart = _turn(own[done]), _turn(base[base_done])
+            interval = bound_welch(*apart, confidence=confidence)
+    told[MEAN_INTERVAL] = interval[None]
+    return told
+
+
+def _turn(rows: Floats) -> Floats:
+    """Return rows (replicate, ...) with the replicates innermost, side by side."""
+    return np.ascontiguousarray(np.moveaxis(rows, 0, -1))
+
+
+def _read_slab(
+    file: Hyperslabs, layout: Layout, output: Output, slab: Selection
+) -> NDArray[Any]:
+    """Read all replicates of a slab of (scenario, ...)."""
+    here, *part = slab
     whole = (here, slice(0, layout.by_task[1]), *part)
-    read = file.read(f"/series/{output.name}", whole)
-    levels = layout.spec.bands.levels
-    band, mean, deviation = describe_rows(read, done[here], levels)
-    name = f"/bands/{output.name}"
-    return {
-        name: ((here, slice(0, len(levels)), *part), band),
-        f"{name}.mean": (slab, mean),
-        f"{name}.std": (slab, deviation),
-    }
+    return file.read(f"/series/{output.name}", whole)
+
+
+def _place(path: str, slab: Selection, told: Described) -> Pieces:
+    """Return where in the file a slab's statistics belong."""
+    here, *part = slab
+    pieces = {}
+    for name, data in told.items():
+        extra = data.shape[1 : data.ndim - len(part)]
+        whole = (here, *(slice(0, size) for size in extra), *part)
+        pieces[place_statistic(path, name)] = whole, data
+    return pieces
 
 
 def describe_rows(
-    rows: NDArray[Any], done: NDArray[np.bool_], levels: Sequence[float]
-) -> tuple[Floats, Floats, Floats]:
+    rows: NDArray[Any], done: NDArray[np.bool_], wanted: Bands
+) -> Described:
     """Describe rows (scenario, replicate, ...), a few of their entries at a time.
 
     So they are turned round, for replicates to lie side by side, within a core's cache.
@@ -200,28 +285,35 @@ def describe_rows(
     for start in range(0, max(1, flat.shape[2]), step):
         part = np.moveaxis(flat[..., start : start + step], 1, -1)
         samples = np.ascontiguousarray(part, dtype=float)
-        parts.append(_describe(samples, done, levels))
-    found = (np.concatenate(pieces, axis=-1) for pieces in zip(*parts, strict=True))
-    band, mean, deviation = (one.reshape(*one.shape[:-1], *shape) for one in found)
-    return band, mean, deviation
+        parts.append(_describe(samples, done, wanted))
+    return {
+        name: (one := np.concatenate([part[name] for part in parts], axis=-1)).reshape(
+            *one.shape[:-1], *shape
+        )
+        for name in parts[0]
+    }
 
 
-def _describe(
-    samples: Floats, done: NDArray[np.bool_], levels: Sequence[float]
-) -> tuple[Floats, Floats, Floats]:
-    """Return quantiles (scenario, level, ...), mean, and deviation of those done.
-
-    ``samples`` has shape (scenario, ..., replicate).
-    """
+def _describe(samples: Floats, done: NDArray[np.bool_], wanted: Bands) -> Described:
+    """Describe those done of samples (scenario, ..., replicate), by statistic."""
     if not done.all():  # each scenario has replicates of its own
         parts = [
-            _describe(np.ascontiguousarray(one[None][..., own]), own[None, own], levels)
+            _describe(np.ascontiguousarray(one[None][..., own]), own[None, own], wanted)
             for one, own in zip(samples, done, strict=True)
         ]
-        first, second, third = map(np.concatenate, zip(*parts, strict=True))
-        return first, second, third
-    band = np.moveaxis(bands.quantiles(samples, levels), 0, 1)
-    return band, bands.mean(samples), bands.deviation(samples)
+        return {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+    ordered = np.sort(samples, axis=-1)
+    interval = enclose_quantiles(ordered, wanted.levels, wanted.confidence)
+    told = {
+        BAND: np.moveaxis(bands.interpolate(ordered, wanted.levels), 1, 0),
+        "interval": np.moveaxis(bands.define(interval, ordered), 2, 0),
+        "mean": bands.mean(samples),
+        "std": bands.deviation(samples),
+    }
+    if wanted.shares:
+        future = enclose_future(ordered, wanted.shares)
+        told["prediction"] = np.moveaxis(bands.define(future, ordered), 2, 0)
+    return told
 
 
 def compare(store: Store) -> None:
@@ -242,6 +334,55 @@ def compare(store: Store) -> None:
             difference = np.where(both, own - own[baselines], np.nan)
             store.write_all(f"/comparison/{path}", difference)
             _write_statistics(store, f"/comparison/{path}", difference, both)
+            _write_verdicts(store, f"/comparison/{path}", own, done)
+
+
+def _write_statistics(
+    store: Store, path: str, samples: Floats, done: NDArray[np.bool_]
+) -> None:
+    for name, data in _describe(samples, done, store.layout.spec.bands).items():
+        store.write_all(place_statistic(path, name), data)
+
+
+def _write_verdicts(
+    store: Store, path: str, samples: Floats, done: NDArray[np.bool_]
+) -> None:
+    """Write how surely each scenario differs from its baseline, and by what share."""
+    spec = store.layout.spec
+    found: dict[str, list[Any]] = {}
+    for index, base in enumerate(spec.baselines):
+        if base is None:
+            raise RuntimeError("a scenario without a baseline is not compared")
+        told = differ(spec, samples[index], samples[base], done[index], done[base])
+        known = vars(told) if index != base else {}
+        for name, statistic in (DIFFERENCES | VERDICTS).items():
+            if name in ("mean", MEAN_INTERVAL) or name in VERDICTS:
+                nothing = (np.nan,) * 2 if statistic.dims else np.nan
+                found.setdefault(name, []).append(known.get(name, nothing))
+    for name, values in found.items():
+        store.write_all(place_statistic(path, name), np.array(values, dtype=float))
+
+
+def differ(
+    spec: Spec,
+    own: Floats,
+    base: Floats,
+    done: NDArray[np.bool_],
+    base_done: NDArray[np.bool_],
+) -> Difference:
+    """Compare a summary of a scenario's replicates with the baseline's.
+
+    Where both met the same streams those replicates are paired of which both are done.
+    """
+    paired = spec.ensemble.pairing == "common"
+    if paired:
+        done = base_done = done & base_done
+    return (compare_paired if paired else compare_unpaired)(
+        own[done],
+        base[base_done],
+        better=spec.bands.better or LOWER,
+        confidence=spec.bands.confidence,
+    )
 
 
 def cut(shape: tuple[int, ...], limit: int) -> Iterator[Selection]:
@@ -328,12 +469,3 @@ def _summarise_slab(
         numbers = np.where(done[slab], numbers.reshape(rows.shape), np.nan)
         pieces[f"/summary/{output.name}/{kind}"] = (slab, numbers)
     return pieces
-
-
-def _write_statistics(
-    store: Store, path: str, samples: Floats, done: NDArray[np.bool_]
-) -> None:
-    band, mean, deviation = _describe(samples, done, store.layout.spec.bands.levels)
-    store.write_all(f"{path}.bands", band)
-    store.write_all(f"{path}.mean", mean)
-    store.write_all(f"{path}.std", deviation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.assembly import judge
+from mpiens.difference import Difference
 from mpiens.fit import Fit, tell_coverage
 from mpiens.grid import Grid
+from mpiens.intervals import expect_share, find_least
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.row import Output
 from mpiens.spec import Step
 from mpiens.store import Store
+from mpiens.summary import differ
 
 Floats = NDArray[np.float64]
 FAILURES_SHOWN = 5
@@ -57,6 +60,7 @@ class Line:
     own: Spread
     baseline: Spread | None
     difference: Spread | None
+    verdict: Difference | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Entry:
     done: int
     failed: int
     lines: list[Line]
+
+    def line(self, output: Output, kind: str) -> Line:
+        """Return what is told of one of the summaries."""
+        wanted = output.name, kind
+        return next(n for n in self.lines if (n.output.name, n.kind) == wanted)
 
 
 class Table:
@@ -142,6 +151,8 @@ class Table:
         shown = [*itertools.islice(self._make_entries(), SCENARIOS_SHOWN)]
         for output, kind in self._layout.summaries():
             console.print(self._draw(shown, output, kind))
+            if self._layout.has_baseline:
+                console.print(self._draw_verdicts(shown, output, kind))
         if scalars := [o for o in self._layout.aggregates if not o.shape]:
             console.print(self._draw_aggregates(shown, scalars))
         for verdict in judge(self._store):
@@ -151,26 +162,47 @@ class Table:
 
     def _draw(self, shown: list[Entry], output: Output, kind: str) -> Any:
         band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
-        title = f"{output.name}, {kind.replace('_', ' ')}"
-        if output.units and kind != "peak_time":
-            title += f" ({output.units})"
-        drawn = Grid(title)
+        drawn = Grid(_name(output, kind))
         columns = ["replicates", "mean", f"median {band}"]
         if self._layout.has_baseline:
             columns += ["baseline", f"mean difference {band}"]
         drawn.add_columns("scenario", columns)
         for entry in shown:
-            line = next(
-                line
-                for line in entry.lines
-                if (line.output.name, line.kind) == (output.name, kind)
-            )
+            line = entry.line(output, kind)
             cells = [entry.name, str(entry.done), _write(line.own.mean), str(line.own)]
             if line.difference is not None:
                 spread = line.difference
                 cells.append(f"vs {entry.baseline} {line.baseline}")
                 low, high = _write(spread.low), _write(spread.high)
                 cells.append(f"{_write(spread.mean)} [{low}, {high}]")
+            drawn.add_row(cells)
+        return drawn.drawn
+
+    def _draw_verdicts(self, shown: list[Entry], output: Output, kind: str) -> Any:
+        """Draw whether each scenario is better than its baseline, and how surely."""
+        wanted = self._layout.spec.bands
+        sure = f"[{_percent(wanted.confidence)} sure]"
+        better = "better" if wanted.better else "lower"
+        paired = self._layout.spec.ensemble.pairing == "common"
+        drawn = Grid(f"{_name(output, kind)}: against the baseline")
+        columns = [f"mean difference {sure}", f"averted {sure}"]
+        columns.append(f"probability of being {better} {sure}")
+        columns += ["pairing saves"] * paired + ["replicates for half the width"]
+        drawn.add_columns("scenario", columns)
+        for entry in shown:
+            verdict = entry.line(output, kind).verdict
+            if verdict is None:
+                continue
+            cells = [
+                f"{entry.name} vs {entry.baseline}",
+                _enclose(verdict.mean, verdict.mean_interval),
+                _enclose(verdict.averted, verdict.averted_interval, _share),
+                _enclose(verdict.better, verdict.better_interval, _share),
+            ]
+            if paired:
+                saved = verdict.reduction
+                cells.append("-" if math.isnan(saved) else f"{saved:.3g} times")
+            cells.append(f"{4 * verdict.count:,}" if verdict.count > 1 else "-")
             drawn.add_row(cells)
         return drawn.drawn
 
@@ -193,6 +225,7 @@ class Table:
         done, failed = int(self._done.sum()), int(self._failed.sum())
         total = self._total
         if self._layout.spec.calibrate is None:
+            yield from self._tell_bands()
             yield from tell_coverage(self._store) if self.digest else ()
         rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
         if rest > 0 and self._fit is None:
@@ -225,6 +258,29 @@ class Table:
         revision = attributes.get("code_revision") or "no revision"
         yield f"{attributes['source']}, {spec.simulator} ({revision})"
 
+    def _tell_bands(self) -> Iterator[str]:
+        """Say what bands of so few replicates hold, and what they do not tell."""
+        counts = self._done.sum(axis=1)
+        levels, confidence = self._levels, self._layout.spec.bands.confidence
+        if not (counts > 0).any() or not any(True for _ in self._layout.summaries()):
+            return
+        fewest = int(counts[counts > 0].min())
+        if len(levels) > 1:
+            share = expect_share(fewest, levels[0], levels[-1])
+            band = f"[{_percent(levels[0])}, {_percent(levels[-1])}]"
+            yield (
+                f"of {fewest} replicates {band} holds some {_share(share)} of future "
+                "ones; .prediction in the file has what holds the share that is named"
+            )
+        short = [p for p in levels if find_least(p, confidence) > fewest]
+        if short:
+            names = " and ".join(map(_percent, short))
+            least = max(find_least(p, confidence) for p in short)
+            yield (
+                f"{fewest} replicates are too few to say how far the {names} quantiles "
+                f"are off; {least} are enough"
+            )
+
     def _make_entries(self) -> Iterator[Entry]:
         spec = self._layout.spec
         values = {key: self._samples(*key) for key in self._keys()}
@@ -250,7 +306,7 @@ class Table:
         spread = Spread.of(own, self._levels)
         baseline = self._layout.spec.baselines[index]
         if baseline is None or baseline == index:
-            return Line(output, kind, spread, None, None)
+            return Line(output, kind, spread, None, None, None)
         both = self._done[index] & self._done[baseline]
         difference = values[index, both] - values[baseline, both]
         other = values[baseline, self._done[baseline]]
@@ -260,6 +316,13 @@ class Table:
             own=spread,
             baseline=Spread.of(other, self._levels),
             difference=Spread.of(difference, self._levels),
+            verdict=differ(
+                self._layout.spec,
+                values[index],
+                values[baseline],
+                self._done[index],
+                self._done[baseline],
+            ),
         )
 
     def _samples(self, name: str, kind: str) -> Floats:
@@ -301,6 +364,8 @@ def _nest(lines: list[Line]) -> dict[str, Any]:
                 "low": spread.low,
                 "high": spread.high,
             }
+        if line.verdict is not None:
+            own["verdict"] = dict(vars(line.verdict))
         nested.setdefault(line.output.name, {})[line.kind] = own
     return nested
 
@@ -316,6 +381,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _name(output: Output, kind: str) -> str:
+    title = f"{output.name}, {kind.replace('_', ' ')}"
+    if output.units and kind != "peak_time":
+        title += f" ({output.units})"
+    return title
+
+
 def _write(value: float) -> str:
     if math.isnan(value):
         return "-"
@@ -324,6 +396,22 @@ def _write(value: float) -> str:
         if abs(value) >= 100 or value == round(value)
         else f"{value:.3g}"
     )
+
+
+def _enclose(
+    value: float,
+    interval: tuple[float, float],
+    write: Callable[[float], str] = _write,
+) -> str:
+    low, high = map(write, interval)
+    return f"{write(value)} [{low}, {high}]"
+
+
+def _share(value: float) -> str:
+    """Write a share, as percents."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else f"{value:+}"
+    return f"{100 * value:.3g}%"
 
 
 def _percent(level: float) -> str:

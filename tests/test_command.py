@@ -773,6 +773,8 @@ def test_json_tells_the_paired_differences(finished: Finished) -> None:
 def flatten(numbers: dict) -> dict[str, float]:
     inner = numbers.pop("difference", {})
     assert inner == {} or list(inner) == ["mean", "low", "high"]
+    verdict = numbers.pop("verdict", {})  # what it says: see test_comparison.py
+    assert bool(verdict) == bool(inner)
     return numbers | {f"difference.{key}": value for key, value in inner.items()}
 
 

@@ -258,6 +258,16 @@ def make_layout(**kwargs: Any) -> Layout:
     return Layout(spec, {"beta": (0.2,) * count, "policy": ("open",) * count}, row)
 
 
+def beside(path: str, dims: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """What stands beside every band."""
+    return {
+        f"{path}.interval": ("scenario", "level", "bound", *dims),
+        f"{path}.prediction": ("scenario", "prediction", "bound", *dims),
+        f"{path}.mean": ("scenario", *dims),
+        f"{path}.std": ("scenario", *dims),
+    }
+
+
 def test_every_dataset_stands_where_the_design_says() -> None:
     layout = make_layout(baseline="baseline")
     found = {dataset.path: dataset.dims for dataset in layout.datasets()}
@@ -271,7 +281,7 @@ def test_every_dataset_stands_where_the_design_says() -> None:
     }
     for name in ("scenario", "replicate", "level", "failure", "day", "side"):
         wanted[f"/{name}"] = (name,)
-    for name in ("grid_0", "grid_1"):
+    for name in ("grid_0", "grid_1", "bound", "prediction"):
         wanted[f"/{name}"] = (name,)
     for name in ("status", "checksum", "seconds", "attempts", "rank"):
         wanted[f"/tasks/{name}"] = task
@@ -283,16 +293,19 @@ def test_every_dataset_stands_where_the_design_says() -> None:
     }
     for name, dims in outputs.items():
         wanted[f"/series/{name}"] = (*task, *dims)
-        wanted[f"/bands/{name}"] = ("scenario", "level", *dims)
-        wanted[f"/bands/{name}.mean"] = ("scenario", *dims)
-        wanted[f"/bands/{name}.std"] = ("scenario", *dims)
+        for group in ("bands", "differences"):
+            path = f"/{group}/{name}"
+            wanted |= {path: ("scenario", "level", *dims), **beside(path, dims)}
+        wanted[f"/differences/{name}.mean_interval"] = ("scenario", "bound", *dims)
     for summary in ("infected/peak", "infected/peak_time", "share/final"):
         for group in ("summary", "comparison"):
             path = f"/{group}/{summary}"
-            wanted[path] = task
-            wanted[f"{path}.bands"] = ("scenario", "level")
-            wanted[f"{path}.mean"] = ("scenario",)
-            wanted[f"{path}.std"] = ("scenario",)
+            wanted |= {path: task, f"{path}.bands": ("scenario", "level")}
+            wanted |= beside(path)
+        for name in ("better", "averted", "reduction"):
+            wanted[f"{path}.{name}"] = ("scenario",)
+        for name in ("mean", "better", "averted"):
+            wanted[f"{path}.{name}_interval"] = ("scenario", "bound")
     assert found == wanted
 
 
@@ -302,6 +315,7 @@ def test_every_dataset_has_the_lengths_of_its_dimensions() -> None:
     assert lengths == {
         **{"scenario": 6, "replicate": 2, "level": 2, "failure": 12},
         **{"day": 5, "side": 2, "grid_0": 3, "grid_1": 4},
+        **{"bound": 2, "prediction": 1},
     }
     for dataset in datasets:
         assert dataset.shape == tuple(lengths[dim] for dim in dataset.dims)

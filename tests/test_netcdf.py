@@ -83,6 +83,8 @@ COORDINATES = {
     "level": [0.1, 0.5, 0.9],
     "day": [0, 1, 2, 3],
     "age": [0, 1, 2],
+    "bound": ["lower", "upper"],
+    "prediction": [0.8],
 }
 UNITS = {
     "/series/infected": "agents",

@@ -21,6 +21,7 @@ from mpiens.layout import Layout
 from mpiens.outcome import RECORD, Batch
 from mpiens.reader import decode
 from mpiens.row import settle
+from mpiens.spec import Bands
 from mpiens.store import Store
 
 
@@ -32,12 +33,13 @@ def make(scenarios: int, replicates: int, steps: int) -> np.ndarray:
 def time_bands(data: np.ndarray) -> dict[str, float]:
     """W6: bands as the program makes them, a scenario at a time, against numpy's."""
     done = np.ones((1, data.shape[1]), dtype=bool)
+    wanted = Bands(tasks.LEVELS)
     begun = time.perf_counter()
-    ours = [summary.describe_rows(own[None], done, tasks.LEVELS) for own in data]
+    ours = [summary.describe_rows(own[None], done, wanted) for own in data]
     between = time.perf_counter()
     theirs = [np.quantile(own, tasks.LEVELS, axis=0) for own in data]
     ended = time.perf_counter()
-    if not all((a[0][0] == b).all() for a, b in zip(ours, theirs, strict=True)):
+    if not all((a["bands"][0] == b).all() for a, b in zip(ours, theirs, strict=True)):
         raise SystemExit("the bands are not numpy's")
     sort = [np.moveaxis(own, 0, -1).copy() for own in data]
     sorting = time.perf_counter()

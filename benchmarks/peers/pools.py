@@ -95,7 +95,10 @@ def open_dask(workers: int) -> Iterator[Map]:
     from distributed import Client, LocalCluster
 
     options = {"threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(workers, **options) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=workers, **options) as cluster,
+        Client(cluster) as client,
+    ):
         yield by_hand(lambda f, items: client.gather(client.map(f, items, pure=False)))
 
 

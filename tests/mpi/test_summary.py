@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mpiens import mpi, store, summary
 from mpiens.deadline import Stopped
@@ -29,9 +31,14 @@ SPEC = """
 model = "model.py:simulate"
 replicates = 23
 seed = 1
+pairing = "common"
 
 [sweep]
 beta = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+[bands]
+baseline = "beta=0.3"
+better = "higher"
 
 [outputs.curve]
 dims = ["day"]
@@ -168,6 +175,73 @@ def test_bands_are_numpys_quantiles_of_what_is_done(
             assert found[f"{name}.mean"][scenario].shape == shape
             np.testing.assert_allclose(found[f"{name}.mean"][scenario], mean, 1e-12)
             np.testing.assert_allclose(found[f"{name}.std"][scenario], std, 1e-12)
+
+
+def test_intervals_enclose_quantiles_and_predictions_enclose_replicates(
+    team: mpi.Comm | None, everyone: Everyone, file: Path, budget: int
+) -> None:
+    everyone(lambda: make_bands(team, file))
+    found = read(file, "bands")
+    rows = make_rows(make_layout(file.parent)).reshape(SCENARIOS, REPLICATES)
+    done = is_done().reshape(SCENARIOS, REPLICATES)
+    for name, (shape, _) in RETURNED.items():
+        assert found[f"{name}.interval"].shape == (SCENARIOS, 5, 2, *shape)
+        assert found[f"{name}.prediction"].shape == (SCENARIOS, 2, 2, *shape)
+        assert np.isnan(found[f"{name}.interval"][0]).all()
+        for scenario in range(1, SCENARIOS):
+            samples = rows[name][scenario, done[scenario]].astype(float)
+            ordered = np.sort(samples, axis=0)  # 20 to 22 replicates
+            count = len(ordered)
+            lowest, highest = find_middle_ranks(count)
+            middle = np.stack([ordered[lowest], ordered[highest]])
+            middle = np.where(np.isnan(ordered[-1]), np.nan, middle)
+            assert np.array_equal(
+                found[f"{name}.interval"][scenario, 2], middle, equal_nan=True
+            )
+            extremes = found[f"{name}.interval"][scenario, [0, 4]]
+            assert np.isnan(extremes).all(), "59 replicates are needed"
+            outer = np.stack([ordered[0], ordered[-1]])
+            outer = np.where(np.isnan(ordered[-1]), np.nan, outer)
+            assert np.array_equal(
+                found[f"{name}.prediction"][scenario, 0], outer, equal_nan=True
+            ), "of 20 replicates 90% of the future ones lie between all"
+
+
+def find_middle_ranks(count: int) -> tuple[int, int]:
+    """Return the ranks that enclose a median, from the binomial distribution itself."""
+    chances = [math.comb(count, k) / 2**count for k in range(count + 1)]
+    best = None
+    for low in range(count):
+        for high in range(low + 1, count):
+            sure = sum(chances[low + 1 : high + 1])
+            skew = abs(sum(chances[: low + 1]) - sum(chances[high + 1 :]))
+            if sure >= 0.95 and (best is None or (high - low, skew) < best[0]):
+                best = (high - low, skew), (low, high)
+    assert best is not None
+    return best[1]
+
+
+def test_differences_are_those_of_twins_that_are_both_done(
+    team: mpi.Comm | None, everyone: Everyone, file: Path, budget: int
+) -> None:
+    everyone(lambda: make_bands(team, file))
+    found = read(file, "differences")
+    rows = make_rows(make_layout(file.parent)).reshape(SCENARIOS, REPLICATES)
+    done = is_done().reshape(SCENARIOS, REPLICATES)
+    for name in RETURNED:
+        assert np.isnan(found[name][0]).all(), "no replicate is done"
+        for scenario in range(1, SCENARIOS):
+            both = done[scenario] & done[2]
+            twins = (rows[name][index, both].astype(float) for index in (scenario, 2))
+            samples = np.subtract(*twins)
+            expected = np.quantile(samples, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+            assert found[name][scenario].tobytes() == (expected + 0.0).tobytes()
+            mean, error = samples.mean(axis=0), stats.sem(samples, axis=0)
+            half = error * stats.t.ppf(0.975, both.sum() - 1)
+            interval = np.stack([mean - half, mean + half])
+            np.testing.assert_allclose(
+                found[f"{name}.mean_interval"][scenario], interval, 1e-9, 1e-9
+            )
 
 
 def test_summaries_are_those_of_every_row_that_is_done(
