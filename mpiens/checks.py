@@ -179,6 +179,10 @@ def _check_outputs(spec: Spec) -> Iterator[Fault]:
         if output.dims == () and "peak_time" in output.summaries:
             text = f"'peak_time' needs a dimension, and {name} has none"
             yield Fault(place(section, "summaries"), text)
+        takeoff = output.takeoff
+        if takeoff and takeoff.summary not in (output.summaries or ("final",)):
+            text = f"{takeoff.summary!r} is none of the summaries; name it there too"
+            yield Fault(place(section, "takeoff"), text)
         yield from _check_storage(section, output)
         for dim in [] if output.ragged else dims[:1]:
             other, length = lengths.setdefault(dim, (name, output.length))

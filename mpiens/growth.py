@@ -158,7 +158,7 @@ def _changed_outputs(old: Spec, new: Spec) -> Iterator[str]:
 
 def _cosmetics(spec: Spec) -> dict[str, Any]:
     return {
-        name: (output.units, output.summaries)
+        name: (output.units, output.summaries, output.takeoff)
         for name, output in spec.outputs.items()
-        if output.units or output.summaries
+        if output.units or output.summaries or output.takeoff
     }

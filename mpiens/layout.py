@@ -22,7 +22,7 @@ from mpiens.intervals import find_least
 from mpiens.pool import find_coordinate
 from mpiens.row import Output, Row
 from mpiens.shard import Shard
-from mpiens.spec import DEFAULT_SCENARIO, TRIAL, Spec, to_text
+from mpiens.spec import DEFAULT_SCENARIO, TRIAL, Spec, Takeoff, to_text
 from mpiens.windows import WINDOW
 
 PENDING, DONE, FAILED, UNUSED = range(4)
@@ -143,12 +143,19 @@ VERDICTS = {
 """What is told of a summary beside the baseline's; for summaries alone."""
 
 
+TAKEOFF = {
+    "share": Statistic((), "share of replicates that took off", False),
+    "share_interval": Statistic(_BOUND, "confidence interval of the share", False),
+}
+ROWS = "series"  # of those that took off, beside their summaries
+
+
 def place_statistic(path: str, name: str) -> str:
     """Return where a statistic is of the rows, or the summary, at a path.
 
     Rows are elsewhere (in /series), so the band takes the path itself.
     """
-    rows = path.startswith(("/bands/", "/differences/"))
+    rows = path.startswith(("/bands/", "/differences/")) or path.endswith(f"/{ROWS}")
     return path if rows and name == BAND else f"{path}.{name}"
 
 
@@ -240,6 +247,7 @@ class Layout:
         if self.shard is None:
             yield from self._bands()
             yield from self._summaries()
+            yield from self._takeoffs()
         yield from self._series(slim)
         yield from self.extension()
 
@@ -447,11 +455,45 @@ class Layout:
             path = f"/differences/{output.name}"
             yield from self._statistics(path, DIFFERENCES, output)
 
-    def list_statistics(self, group: str, output: Output) -> list[str]:
+    def list_statistics(self, path: str, output: Output) -> list[str]:
         """Return where an output's bands or differences are, and what is beside."""
-        statistics = DIFFERENCES if group == "differences" else STATISTICS
-        path = f"/{group}/{output.name}"
+        differences = path.startswith("/differences/")
+        statistics = DIFFERENCES if differences else STATISTICS
         return [dataset.path for dataset in self._statistics(path, statistics, output)]
+
+    def takeoffs(self) -> Iterator[tuple[Output, Takeoff]]:
+        """Yield every output of which it is said when a replicate took off."""
+        for output in self.row.banded:
+            own = self.spec.outputs.get(output.name)
+            if own is not None and own.takeoff is not None:
+                yield output, own.takeoff
+
+    def _takeoffs(self) -> Iterator[Dataset]:
+        """Yield what describes those replicates alone that took off."""
+        for output, takeoff in self.takeoffs():
+            path = f"/takeoff/{output.name}"
+            for name, statistic in TAKEOFF.items():
+                yield Dataset(
+                    f"{path}/{name}",
+                    ("scenario", *statistic.dims),
+                    (self.by_task[0], *(2 for _ in statistic.dims)),
+                    np.float64,
+                    fill=np.nan,
+                    attributes={"long_name": statistic.long_name}
+                    | {"summary": takeoff.summary, "above": takeoff.above},
+                )
+            yield from self._statistics(f"{path}/{ROWS}", STATISTICS, output)
+            for own, kind in self.summaries():
+                if own.name == output.name:
+                    yield from self._summary(f"{path}/{kind}", STATISTICS, own, kind)
+
+    def _summary(
+        self, path: str, statistics: Mapping[str, Statistic], output: Output, kind: str
+    ) -> Iterator[Dataset]:
+        """Yield what describes a summary's replicates."""
+        units = output.units if kind != "peak_time" else None
+        scalar = Output(output.name, (), (), "<f8", units=units)
+        yield from self._statistics(path, statistics, scalar)
 
     def _statistics(
         self, path: str, statistics: Mapping[str, Statistic], output: Output
@@ -508,8 +550,7 @@ class Layout:
                     fill=np.nan,
                     attributes={"units": units} if units else {},
                 )
-                scalar = Output(output.name, (), (), "<f8", units=units)
-                yield from self._statistics(path, statistics, scalar)
+                yield from self._summary(path, statistics, output, kind)
 
     def _series(self, slim: bool) -> Iterator[Dataset]:
         for output in self.row.stored:

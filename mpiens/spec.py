@@ -31,6 +31,7 @@ RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
     *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
     *("trial", "trials", "observed", "differences", "bound", "prediction"),
+    "takeoff",
 )
 DEFAULT_SCENARIO = "default"
 TRIAL = "trial"  # what the scenarios of a calibration are named by: trial=17
@@ -133,6 +134,15 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
+class Takeoff:
+    """Which replicates took off: those of which a summary lies above a number."""
+
+    __pydantic_config__ = _STRICT
+    summary: Summary
+    above: float
+
+
+@dataclass(frozen=True)
 class Output:
     """What the user says of one output; what is None comes from the first task."""
 
@@ -144,6 +154,7 @@ class Output:
     keep: bool = True
     finite: bool = False
     length: Annotated[int, Ge(1)] | None = None
+    takeoff: Takeoff | None = None
 
     @property
     def ragged(self) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,13 @@ from mpiens.difference import (
     compare_paired,
     compare_unpaired,
 )
-from mpiens.intervals import enclose_future, enclose_quantiles
+from mpiens.intervals import bound_share, enclose_future, enclose_quantiles
 from mpiens.layout import (
     BAND,
     DIFFERENCES,
     DONE,
     MEAN_INTERVAL,
+    ROWS,
     VERDICTS,
     Layout,
     place_statistic,
@@ -57,7 +59,6 @@ Pieces = dict[str, Piece]
 Status = NDArray[np.uint8]
 Described = dict[str, Floats]
 """Statistics by name, each with the scenario on the first axis."""
-Make = Callable[..., Pieces]
 
 
 class WriteError(OSError):
@@ -172,47 +173,61 @@ def make_bands(
     Collective.  Raises Stopped on all ranks where ``look`` does on one.
     """
     done = status.reshape(layout.by_task) == DONE
-    works: list[tuple[str, Make]] = [("bands", _make_band)]
-    if layout.has_baseline:
-        works.append(("differences", _make_difference))
     with contextlib.closing(Hyperslabs(team, path)) as file:
-        for group, make in works:
-            for output in layout.row.banded:
-                itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
-                shape = (layout.by_task[0], *output.shape)
-                share = _share(team, itemsize * math.prod(shape))
-                slabs = [*cut(shape, share // itemsize)]
-                paths = layout.list_statistics(group, output)
-                for slab in _take_turns(team, slabs, look):
-                    own = partial(make, file, layout, output, slab, done)
-                    file.write(paths, own)
+        for work in _list_works(file, layout, done):
+            output = work.output
+            itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
+            shape = (layout.by_task[0], *output.shape)
+            share = _share(team, itemsize * math.prod(shape))
+            slabs = [*cut(shape, share // itemsize)]
+            paths = layout.list_statistics(work.path, output)
+            make = _make_difference if work.differs else _make_band
+            for slab in _take_turns(team, slabs, look):
+                file.write(paths, partial(make, file, layout, work, slab))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is described: some replicates of an output, or how they differ."""
+
+    path: str
+    output: Output
+    chosen: NDArray[np.bool_]
+    differs: bool = False
+
+
+def _list_works(
+    file: Hyperslabs, layout: Layout, done: NDArray[np.bool_]
+) -> Iterator[Work]:
+    """Yield the bands, the differences, and the bands of what took off."""
+    for output in layout.row.banded:
+        yield Work(f"/bands/{output.name}", output, done)
+    for output in layout.row.banded if layout.has_baseline else ():
+        yield Work(f"/differences/{output.name}", output, done, differs=True)
+    for output, takeoff in layout.takeoffs():
+        found = file.read(f"/summary/{output.name}/{takeoff.summary}", ())
+        path = f"/takeoff/{output.name}/{ROWS}"
+        yield Work(path, output, done & (found > takeoff.above))
 
 
 def _make_band(
-    file: Hyperslabs,
-    layout: Layout,
-    output: Output,
-    slab: Selection | None,
-    done: NDArray[np.bool_],
+    file: Hyperslabs, layout: Layout, work: Work, slab: Selection | None
 ) -> Pieces:
-    """Describe one slab of one output."""
+    """Describe those chosen of one slab of one output."""
     if slab is None:
         return {}
-    read = _read_slab(file, layout, output, slab)
-    told = describe_rows(read, done[slab[0]], layout.spec.bands)
-    return _place(f"/bands/{output.name}", slab, told)
+    read = _read_slab(file, layout, work.output, slab)
+    told = describe_rows(read, work.chosen[slab[0]], layout.spec.bands)
+    return _place(work.path, slab, told)
 
 
 def _make_difference(
-    file: Hyperslabs,
-    layout: Layout,
-    output: Output,
-    slab: Selection | None,
-    done: NDArray[np.bool_],
+    file: Hyperslabs, layout: Layout, work: Work, slab: Selection | None
 ) -> Pieces:
     """Describe how one slab of one output differs from the baseline's, by pairs."""
     if slab is None:
         return {}
+    output, done = work.output, work.chosen
     here, *part = slab
     told: list[Described] = []
     for index, own in enumerate(_read_slab(file, layout, output, slab), here.start):
@@ -223,7 +238,7 @@ def _make_difference(
         samples = own.astype(float), twin.astype(float)
         told.append(_compare_rows(layout, *samples, done[index], done[base]))
     whole = {name: np.concatenate([one[name] for one in told]) for name in told[0]}
-    return _place(f"/differences/{output.name}", slab, whole)
+    return _place(work.path, slab, whole)
 
 
 def _compare_rows(
@@ -335,6 +350,29 @@ def compare(store: Store) -> None:
             store.write_all(f"/comparison/{path}", difference)
             _write_statistics(store, f"/comparison/{path}", difference, both)
             _write_verdicts(store, f"/comparison/{path}", own, done)
+    for output, takeoff in layout.takeoffs():
+        found = store.read(f"/summary/{output.name}/{takeoff.summary}")
+        _write_takeoff(store, output, done, done & (found > takeoff.above))
+
+
+def _write_takeoff(
+    store: Store,
+    output: Output,
+    done: NDArray[np.bool_],
+    off: NDArray[np.bool_],
+) -> None:
+    """Write how many replicates took off, and summaries of those that did."""
+    layout = store.layout
+    path, confidence = f"/takeoff/{output.name}", layout.spec.bands.confidence
+    counts = [*zip(off.sum(axis=1).tolist(), done.sum(axis=1).tolist(), strict=True)]
+    shares = [count / whole if whole else np.nan for count, whole in counts]
+    bounds = [bound_share(count, whole, confidence) for count, whole in counts]
+    store.write_all(f"{path}/share", np.array(shares))
+    store.write_all(f"{path}/share_interval", np.array(bounds))
+    for own, kind in layout.summaries():
+        if own.name == output.name:
+            samples = store.read(f"/summary/{output.name}/{kind}")
+            _write_statistics(store, f"{path}/{kind}", samples, off)
 
 
 def _write_statistics(

@@ -18,12 +18,12 @@ from mpiens.assembly import judge
 from mpiens.difference import Difference
 from mpiens.fit import Fit, tell_coverage
 from mpiens.grid import Grid
-from mpiens.intervals import expect_share, find_least
+from mpiens.intervals import bound_share, expect_share, find_least
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.row import Output
-from mpiens.spec import Step
+from mpiens.spec import Step, Takeoff
 from mpiens.store import Store
 from mpiens.summary import differ
 
@@ -114,6 +114,7 @@ class Table:
                     "done": entry.done,
                     "failed": entry.failed,
                     "summaries": _nest(entry.lines),
+                    **self._nest_takeoffs(index),
                     **self._nest_aggregates(index),
                 }
                 for index, entry in enumerate(self.entries)
@@ -153,6 +154,8 @@ class Table:
             console.print(self._draw(shown, output, kind))
             if self._layout.has_baseline:
                 console.print(self._draw_verdicts(shown, output, kind))
+        for output, takeoff in self._layout.takeoffs():
+            console.print(self._draw_takeoff(shown, output, takeoff))
         if scalars := [o for o in self._layout.aggregates if not o.shape]:
             console.print(self._draw_aggregates(shown, scalars))
         for verdict in judge(self._store):
@@ -205,6 +208,49 @@ class Table:
             cells.append(f"{4 * verdict.count:,}" if verdict.count > 1 else "-")
             drawn.add_row(cells)
         return drawn.drawn
+
+    def _draw_takeoff(
+        self, shown: list[Entry], output: Output, takeoff: Takeoff
+    ) -> Any:
+        """Draw how many replicates took off, and the summaries of those alone."""
+        kinds = [k for own, k in self._layout.summaries() if own.name == output.name]
+        title = f"{_name(output, takeoff.summary)} above {takeoff.above:g}: took off"
+        drawn = Grid(title)
+        band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
+        sure = _percent(self._layout.spec.bands.confidence)
+        columns = ["replicates", f"share [{sure} sure]"]
+        columns += [f"{kind.replace('_', ' ')}, median {band}" for kind in kinds]
+        drawn.add_columns("scenario", columns)
+        values = {kind: self._samples(output.name, kind) for kind in kinds}
+        for index, entry in enumerate(shown):
+            off = self._took_off(index, takeoff, values[takeoff.summary])
+            count, done = int(off.sum()), entry.done
+            share = count / done if done else math.nan
+            interval = bound_share(count, done, self._layout.spec.bands.confidence)
+            cells = [entry.name, str(count), _enclose(share, interval, _share)]
+            own = (Spread.of(values[kind][index, off], self._levels) for kind in kinds)
+            drawn.add_row([*cells, *map(str, own)])
+        return drawn.drawn
+
+    def _took_off(
+        self, index: int, takeoff: Takeoff, values: Floats
+    ) -> NDArray[np.bool_]:
+        return np.asarray(self._done[index] & (values[index] > takeoff.above))
+
+    def _nest_takeoffs(self, index: int) -> dict[str, Any]:
+        """Return how many of a scenario's replicates took off, where that is asked."""
+        told = {}
+        confidence = self._layout.spec.bands.confidence
+        for output, takeoff in self._layout.takeoffs():
+            values = self._samples(output.name, takeoff.summary)
+            count = int(self._took_off(index, takeoff, values).sum())
+            done = int(self._done[index].sum())
+            told[output.name] = {
+                "count": count,
+                "share": count / done if done else math.nan,
+                "interval": bound_share(count, done, confidence),
+            }
+        return {"takeoff": told} if told else {}
 
     def _draw_aggregates(self, shown: list[Entry], scalars: list[Output]) -> Any:
         drawn = Grid("aggregates")
