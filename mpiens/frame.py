@@ -24,6 +24,10 @@ from mpiens.table import Entry, Table, samples
 
 _BLOCK = 65536  # rows of a Parquet file that are written at once
 _LONGEST = 2**63
+_VERDICT = (
+    *("mean", "mean_interval", "better", "better_interval"),
+    *("averted", "averted_interval", "reduction"),
+)
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,15 @@ def _summaries(entry: Entry, compared: bool) -> Iterator[tuple[str, float]]:
         for name in ("mean", "low", "high") if compared else ():
             value = getattr(line.difference, name) if line.difference else math.nan
             yield f"{path}.difference.{name}", value
+        for name in _VERDICT if compared else ():
+            found: Any = getattr(line.verdict, name) if line.verdict else None
+            told = f"{path}.verdict.{name.removesuffix('_interval')}"
+            if name.endswith("_interval"):
+                low, high = found or (math.nan, math.nan)
+                yield f"{told}.low", low
+                yield f"{told}.high", high
+            else:
+                yield told, math.nan if found is None else found
 
 
 def _find_kind(values: tuple[Any, ...]) -> type[Any]:

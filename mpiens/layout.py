@@ -461,6 +461,17 @@ class Layout:
         statistics = DIFFERENCES if differences else STATISTICS
         return [dataset.path for dataset in self._statistics(path, statistics, output)]
 
+    def count_statistics(self, differences: bool) -> int:
+        """Return how many numbers describe the replicates of one entry."""
+        statistics = DIFFERENCES if differences else STATISTICS
+        sizes = self._statistic_sizes
+        return sum(math.prod(sizes[d] for d in s.dims) for s in statistics.values())
+
+    @property
+    def _statistic_sizes(self) -> dict[str, int]:
+        bands = self.spec.bands
+        return {"level": len(bands.levels), "bound": 2, "prediction": len(bands.shares)}
+
     def takeoffs(self) -> Iterator[tuple[Output, Takeoff]]:
         """Yield every output of which it is said when a replicate took off."""
         for output in self.row.banded:
@@ -499,9 +510,7 @@ class Layout:
         self, path: str, statistics: Mapping[str, Statistic], output: Output
     ) -> Iterator[Dataset]:
         """Yield what describes the replicates of each scenario."""
-        shares = self.spec.bands.shares
-        sizes = {"level": len(self.spec.bands.levels), "bound": 2}
-        sizes["prediction"] = len(shares)
+        sizes = self._statistic_sizes
         for name, statistic in statistics.items():
             if not all(sizes[dim] for dim in statistic.dims):
                 continue

@@ -176,10 +176,12 @@ def make_bands(
     with contextlib.closing(Hyperslabs(team, path)) as file:
         for work in _list_works(file, layout, done):
             output = work.output
-            itemsize = np.dtype(output.dtype).itemsize * layout.by_task[1]
             shape = (layout.by_task[0], *output.shape)
-            share = _share(team, itemsize * math.prod(shape))
-            slabs = [*cut(shape, share // itemsize)]
+            # of few replicates what describes them is larger than they are
+            entry = np.dtype(output.dtype).itemsize * layout.by_task[1]
+            entry += 8 * layout.count_statistics(work.differs)
+            share = _share(team, entry * math.prod(shape))
+            slabs = [*cut(shape, share // entry)]
             paths = layout.list_statistics(work.path, output)
             make = _make_difference if work.differs else _make_band
             for slab in _take_turns(team, slabs, look):
@@ -392,7 +394,7 @@ def _write_verdicts(
         if base is None:
             raise RuntimeError("a scenario without a baseline is not compared")
         told = differ(spec, samples[index], samples[base], done[index], done[base])
-        known = vars(told) if index != base else {}
+        known = vars(told) if index != base else {"mean": 0.0}
         for name, statistic in (DIFFERENCES | VERDICTS).items():
             if name in ("mean", MEAN_INTERVAL) or name in VERDICTS:
                 nothing = (np.nan,) * 2 if statistic.dims else np.nan

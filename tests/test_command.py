@@ -726,7 +726,8 @@ def test_csv_has_a_row_for_every_scenario(finished: Finished) -> None:
     columns = [
         f"{path}.{key}" for path, tables in expected.items() for key in tables[2]
     ]
-    assert header == ["scenario", "beta", "days", "mask", "done", "failed", *columns]
+    told = [column for column in header if ".verdict." not in column]
+    assert told == ["scenario", "beta", "days", "mask", "done", "failed", *columns]
     assert [row[0] for row in rows] == [SCENARIOS[index] for index in order]
     sorted_by = [["0.2", "10", "0.0"], ["0.2", "10", "0.7"]]
     sorted_by += [["0.4", "10", "0.0"], ["0.4", "10", "0.7"]]

@@ -6,6 +6,8 @@ replicates fail.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -198,6 +200,22 @@ def test_json_has_it_too(finished: Finished) -> None:
     verdict = scenarios["masks"]["summaries"]["ill"]["final"]["verdict"]
     assert verdict["better"] == finished.verdict("better")
     assert verdict["averted_interval"] == finished.verdict("averted_interval").tolist()
+
+
+def test_csv_has_a_column_for_each_number(finished: Finished) -> None:
+    shown = Launcher(finished.folder).mpiens("show", "run.h5", "--csv").output
+    rows = {row["scenario"]: row for row in csv.DictReader(io.StringIO(shown))}
+    open_, masks = rows["open"], rows["masks"]
+    wanted = {
+        "mean": finished.verdict("mean"),
+        "mean.low": finished.verdict("mean_interval")[0],
+        "better.high": finished.verdict("better_interval")[1],
+        "averted": finished.verdict("averted"),
+        "averted.low": finished.verdict("averted_interval")[0],
+    }
+    for name, value in wanted.items():
+        assert float(masks[f"ill.final.verdict.{name}"]) == value
+    assert {open_[f"ill.final.verdict.{name}"] for name in wanted} == {""}
 
 
 def test_many_ranks_say_the_same(finished: Finished, tmp_path: Path) -> None:
