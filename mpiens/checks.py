@@ -265,6 +265,10 @@ def _check_bands(spec: Spec) -> Iterator[Fault]:
             yield Fault(where, f"{level} is no quantile; levels lie between 0 and 1")
     if any(b <= a for a, b in itertools.pairwise(levels)):
         yield Fault(where, f"{list(levels)} should rise from each level to the next")
+    shares = spec.bands.central
+    if any(b <= a for a, b in itertools.pairwise(shares)):
+        text = f"{list(shares)} should rise from each share to the next"
+        yield Fault(place("bands", "central"), text)
     baseline = spec.bands.baseline
     names = [*spec.bases, *(s.name for s in spec.scenarios)]
     if baseline is not None and baseline not in names:

@@ -147,6 +147,22 @@ TAKEOFF = {
     "share": Statistic((), "share of replicates that took off", False),
     "share_interval": Statistic(_BOUND, "confidence interval of the share", False),
 }
+CENTRAL = {
+    "region": Statistic(("central", "bound"), "what that share of curves covers"),
+    "fences": Statistic(_BOUND, "beyond which a curve is outlying"),
+    "box": Statistic(("central", "bound"), "curve box of that share of curves"),
+    "depth": Statistic(("replicate",), "modified band depth", False),
+    "score": Statistic(("replicate",), "share of groups that contain it", False),
+    "outlying": Statistic(("replicate",), "1 where it leaves the fences", False),
+    "peak_box": Statistic(("central", "bound"), "sizes of peaks of the curve box"),
+    "peak_time_box": Statistic(
+        ("central", "bound"), "steps at which curves of the curve box peak", False
+    ),
+}
+"""What is told of whole curves: regions and depth by Sun and Genton, box and score by
+Juul et al."""
+ALONG = ("region", "fences", "box")
+"""Those that are along the curve."""
 ROWS = "series"  # of those that took off, beside their summaries
 
 
@@ -248,6 +264,7 @@ class Layout:
             yield from self._bands()
             yield from self._summaries()
             yield from self._takeoffs()
+            yield from self._central()
         yield from self._series(slim)
         yield from self.extension()
 
@@ -368,6 +385,9 @@ class Layout:
         if shares := self.spec.bands.shares:
             told = "share of future replicates"
             yield _coordinate("prediction", np.array(shares), long_name=told)
+        if central := self.spec.bands.central:
+            told = "share of all curves, the most central ones"
+            yield _coordinate("central", np.array(central), long_name=told)
         count = min(FAILURES, math.prod(self.by_task))
         yield _coordinate("failure", np.arange(count))
         for dim, size in self.sizes.items():
@@ -471,6 +491,30 @@ class Layout:
     def _statistic_sizes(self) -> dict[str, int]:
         bands = self.spec.bands
         return {"level": len(bands.levels), "bound": 2, "prediction": len(bands.shares)}
+
+    def curved(self) -> Iterator[Output]:
+        """Yield every output whose curves are ranked as wholes, where that is asked."""
+        if self.spec.bands.central:
+            yield from (o for o in self.row.banded if len(o.dims) == 1)
+
+    def _central(self) -> Iterator[Dataset]:
+        """Yield what is told of whole curves."""
+        sizes = {"central": len(self.spec.bands.central), "bound": 2}
+        sizes["replicate"] = self.by_task[1]
+        for output in self.curved():
+            for name, own in CENTRAL.items():
+                along = name in ALONG
+                told = {"long_name": own.long_name}
+                told |= {"units": output.units} if output.units and own.measured else {}
+                shape = [sizes[dim] for dim in own.dims]
+                yield Dataset(
+                    f"/curvewise/{output.name}/{name}",
+                    ("scenario", *own.dims, *(output.dims if along else ())),
+                    (self.by_task[0], *shape, *(output.shape if along else ())),
+                    np.uint8 if name == "outlying" else np.float64,
+                    fill=None if name == "outlying" else np.nan,
+                    attributes=told,
+                )
 
     def takeoffs(self) -> Iterator[tuple[Output, Takeoff]]:
         """Yield every output of which it is said when a replicate took off."""

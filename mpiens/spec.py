@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from mpiens.calibrate import Calibrate
 from mpiens.cube import cross
@@ -31,7 +31,7 @@ RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
     *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
     *("trial", "trials", "observed", "differences", "bound", "prediction"),
-    "takeoff",
+    *("takeoff", "central", "curvewise"),
 )
 DEFAULT_SCENARIO = "default"
 TRIAL = "trial"  # what the scenarios of a calibration are named by: trial=17
@@ -171,6 +171,7 @@ class Bands:
     baseline: str | None = None
     better: Literal["lower", "higher"] | None = None
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    central: tuple[Annotated[float, Gt(0), Le(1)], ...] = ()
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -85,21 +85,21 @@ class Hyperslabs:
         Collective: every rank names the same paths.  Raises WriteError on every rank
         where one of them could not go on, so that none waits for ever.
         """
-        pieces = self._agree(make)
+        pieces = self.agree(make)
         for path in paths:
             piece = pieces.get(path)
-            self._agree(partial(self._put, path, piece))
+            self.agree(partial(self._put, path, piece))
 
     def close(self) -> None:
         """Flush, read back what this rank wrote, and close.  Collective."""
         try:
-            self._agree(self._file.flush)
-            self._agree(self._check)
+            self.agree(self._file.flush)
+            self.agree(self._check)
         finally:
             self._team.barrier()  # a close that fails on one rank only would crash
             self._file.close()
 
-    def _agree(self, act: Callable[[], Any]) -> Any:
+    def agree(self, act: Callable[[], Any]) -> Any:
         """Do something on every rank; WriteError on all where one of them fails."""
         result, error = None, None
         try:
@@ -151,7 +151,7 @@ def summarise_rows(
     paths = [f"/summary/{output.name}/{kind}" for output, kind in layout.summaries()]
     broken: list[int] = []
     with contextlib.closing(Hyperslabs(team, path)) as file:
-        for slab in _take_turns(team, slabs, look):
+        for slab in take_turns(team, slabs, look):
 
             def make(slab: Selection | None = slab) -> Pieces:
                 if slab is None:
@@ -184,7 +184,7 @@ def make_bands(
             slabs = [*cut(shape, share // entry)]
             paths = layout.list_statistics(work.path, output)
             make = _make_difference if work.differs else _make_band
-            for slab in _take_turns(team, slabs, look):
+            for slab in take_turns(team, slabs, look):
                 file.write(paths, partial(make, file, layout, work, slab))
 
 
@@ -207,7 +207,8 @@ def _list_works(
     for output in layout.row.banded if layout.has_baseline else ():
         yield Work(f"/differences/{output.name}", output, done, differs=True)
     for output, takeoff in layout.takeoffs():
-        found = file.read(f"/summary/{output.name}/{takeoff.summary}", ())
+        own = f"/summary/{output.name}/{takeoff.summary}"
+        found = file.agree(partial(file.read, own, ()))
         path = f"/takeoff/{output.name}/{ROWS}"
         yield Work(path, output, done & (found > takeoff.above))
 
@@ -218,7 +219,7 @@ def _make_band(
     """Describe those chosen of one slab of one output."""
     if slab is None:
         return {}
-    read = _read_slab(file, layout, work.output, slab)
+    read = read_slab(file, layout, work.output, slab)
     told = describe_rows(read, work.chosen[slab[0]], layout.spec.bands)
     return _place(work.path, slab, told)
 
@@ -232,11 +233,11 @@ def _make_difference(
     output, done = work.output, work.chosen
     here, *part = slab
     told: list[Described] = []
-    for index, own in enumerate(_read_slab(file, layout, output, slab), here.start):
+    for index, own in enumerate(read_slab(file, layout, output, slab), here.start):
         base = layout.spec.baselines[index]
         if base is None:
             raise RuntimeError("a scenario without a baseline is not compared")
-        twin = _read_slab(file, layout, output, (slice(base, base + 1), *part))[0]
+        twin = read_slab(file, layout, output, (slice(base, base + 1), *part))[0]
         samples = own.astype(float), twin.astype(float)
         told.append(_compare_rows(layout, *samples, done[index], done[base]))
     whole = {name: np.concatenate([one[name] for one in told]) for name in told[0]}
@@ -268,7 +269,7 @@ def _turn(rows: Floats) -> Floats:
     return np.ascontiguousarray(np.moveaxis(rows, 0, -1))
 
 
-def _read_slab(
+def read_slab(
     file: Hyperslabs, layout: Layout, output: Output, slab: Selection
 ) -> NDArray[Any]:
     """Read all replicates of a slab of (scenario, ...)."""
@@ -447,7 +448,7 @@ def _share(team: Comm, nbytes: int) -> int:
     return min(BUDGET, max(LEAST, nbytes // (2 * team.size)))
 
 
-def _take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
+def take_turns(team: Comm, slabs: list[Any], look: Look) -> Iterator[Any]:
     """Yield this rank's slabs, and None where others still have one."""
     for first in range(0, len(slabs), team.size):
         reason = ""

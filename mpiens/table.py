@@ -29,6 +29,7 @@ from mpiens.summary import differ
 
 Floats = NDArray[np.float64]
 FAILURES_SHOWN = 5
+OUTLYING_SHOWN = 20
 SCENARIOS_SHOWN = 100  # more are no table for people
 
 
@@ -272,6 +273,7 @@ class Table:
         total = self._total
         if self._layout.spec.calibrate is None:
             yield from self._tell_bands()
+            yield from self._tell_outlying() if self.digest else ()
             yield from tell_coverage(self._store) if self.digest else ()
         rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
         if rest > 0 and self._fit is None:
@@ -326,6 +328,18 @@ class Table:
                 f"{fewest} replicates are too few to say how far the {names} quantiles "
                 f"are off; {least} are enough"
             )
+
+    def _tell_outlying(self) -> Iterator[str]:
+        """Name the curves that leave the fences of their functional boxplot."""
+        for output in self._layout.curved():
+            found = self._store.read(f"/curvewise/{output.name}/outlying")
+            for index in np.flatnonzero(found.any(axis=1))[:FAILURES_SHOWN]:
+                numbers = np.flatnonzero(found[index]).tolist()
+                told = ", ".join(map(str, numbers[:OUTLYING_SHOWN]))
+                more = len(numbers) - OUTLYING_SHOWN
+                told += f" and {more} more" * (more > 0)
+                name = self._layout.spec.scenarios[index].name
+                yield f"outlying {output.name}: scenario {name}, replicates {told}"
 
     def _make_entries(self) -> Iterator[Entry]:
         spec = self._layout.spec

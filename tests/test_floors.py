@@ -54,6 +54,7 @@ FLOORS = {
     "stories": [
         *(
             "summary",
+            "central",
             "aggregation",
             "assembly",
             "calibration",
