@@ -29,6 +29,7 @@ def find_faults(spec: Spec) -> Iterator[Fault]:
     yield from _check_outputs(spec)
     yield from _check_aggregate(spec)
     yield from _check_bands(spec)
+    yield from _check_precision(spec)
     yield from _check_limits(spec)
     yield from _check_calibration(spec)
     yield from _check_windows(spec)
@@ -274,6 +275,32 @@ def _check_bands(spec: Spec) -> Iterator[Fault]:
     if baseline is not None and baseline not in names:
         text = f"{baseline!r} is no scenario{nearest(baseline, names)}"
         yield Fault(place("bands", "baseline"), text)
+
+
+def _check_precision(spec: Spec) -> Iterator[Fault]:
+    if (precision := spec.precision) is None:
+        return
+    if spec.calibrate is not None:
+        text = "does not go with [calibrate], whose trials are unlike; drop it"
+        yield Fault(place("precision"), text)
+    if (precision.width is None) == (precision.relative is None):
+        text = "needs either width, or relative for a share of what it encloses"
+        yield Fault(place("precision"), text)
+    if precision.max_replicates < spec.ensemble.replicates:
+        text = (
+            f"{precision.max_replicates} is less than [ensemble] replicates = "
+            f"{spec.ensemble.replicates}, which are run first; raise it"
+        )
+        yield Fault(place("precision", "max_replicates"), text)
+    if precision.difference and spec.bands.baseline is None:
+        text = "true needs [bands] baseline; name the scenario to compare with"
+        yield Fault(place("precision", "difference"), text)
+    if (output := spec.outputs.get(precision.output)) is None:
+        text = f"{precision.output!r} has no section [outputs.{precision.output}]"
+        yield Fault(place("precision", "output"), text)
+    elif precision.summary not in (None, *(output.summaries or ("final",))):
+        text = f"{precision.summary!r} is none of the summaries; name it there too"
+        yield Fault(place("precision", "summary"), text)
 
 
 def _check_limits(spec: Spec) -> Iterator[Fault]:

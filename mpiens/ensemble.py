@@ -218,10 +218,10 @@ def _simulate(comm: mpi.Comm, spec: Spec, seat: Seat) -> Ending | None:
     claims = comm.gather([*worker.claims, *tasks_of_news(seat.unsent)])
     watch = Watch(seat.deadline, seat.heartbeat)
     manager = None
-    trials = _ask_root(comm, root.calibration if root else None)
+    source = _ask_root(comm, root.source if root else None)
     if root is not None and claims is not None:
-        sink = trials or root
-        tasks = sink.pending, sink.row, claims, sink.scouts, sink.gate, trials
+        sink = source or root
+        tasks = sink.pending, sink.row, claims, sink.scouts, sink.gate, source
         manager = Manager(comm, worker, sink, watch, *tasks)
     ending = _deal(comm, worker, watch, manager, seat.unsent)
     if root is not None and manager is not None:

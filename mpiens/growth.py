@@ -51,6 +51,8 @@ def compare(
     grows = new.replicates > old.replicates or _keys(old) != _keys(new)
     cosmetic = old.bands != new.bands or _cosmetics(old) != _cosmetics(new)
     cosmetic |= old.aggregate != new.aggregate or old.calibrate != new.calibrate
+    cosmetic |= old.precision != new.precision
+    cosmetic |= old.ensemble.replicates != new.ensemble.replicates
     cosmetic |= old.join != new.join or old.windows != new.windows
     why = {where: _MOVING for where in refused if where == _SAMPLES}
     return Change(tuple(dict.fromkeys(refused)), grows, grows or cosmetic, why)

@@ -29,6 +29,7 @@ from mpiens.spec import (
     Model,
     Output,
     Pool,
+    Precision,
     Prepare,
     Read,
     Shared,
@@ -112,7 +113,7 @@ class _Decoder:
     SECTIONS = (
         *("ensemble", "model", "parameters", "scenarios", "sweep", "design"),
         *("shared", "prepare", "outputs", "aggregate", "bands", "limits"),
-        *("calibrate", "windows", "join"),
+        *("calibrate", "windows", "join", "precision"),
     )
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -142,6 +143,9 @@ class _Decoder:
         }
         bands = self.section("bands", Bands, tables["bands"])
         limits = self.section("limits", Limits, tables["limits"])
+        precision = None
+        if "precision" in self.document:
+            precision = self.section("precision", Precision, tables["precision"])
         bases, filed = self.scenarios(tables["scenarios"], folder)
         sweep, zips, excluded, faults = cube.decode(tables["sweep"])
         self.faults += faults
@@ -157,6 +161,7 @@ class _Decoder:
             aggregate=self.aggregate(tables["aggregate"]),
             bands=bands,
             limits=limits,
+            precision=precision,
             folder=folder,
             zips=zips,
             excluded=excluded,

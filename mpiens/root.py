@@ -45,6 +45,7 @@ from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
 from mpiens.pilot import settle_windows
 from mpiens.progress import Tally, format_seconds, show_progress
 from mpiens.reader import decode, locate_faults, read
+from mpiens.replication import Replication
 from mpiens.request import Request
 from mpiens.row import Described, Row, settle
 from mpiens.shelf import Shelf
@@ -88,6 +89,7 @@ class Root:
         self._shelf: Shelf | None = None
         self._aggregation: Aggregation | None = None
         self._calibration: Calibration | None = None
+        self._replication: Replication | None = None
 
     @property
     def row(self) -> Row | None:
@@ -275,6 +277,13 @@ class Root:
         self._calibration = Calibration(self._spec, self, own, self._ranks)
         return self._calibration
 
+    def source(self) -> Calibration | Replication | None:
+        """Return what deals tasks that are not known at the start, if anything does."""
+        if self._spec.precision is not None:
+            self._replication = Replication(self._spec, self)
+            return self._replication
+        return self.calibration()
+
     def follow(self) -> Request | None:
         """Return what is to be run once this is complete, if anything is."""
         request = self._request
@@ -332,8 +341,11 @@ class Root:
     def ends(self, ending: Ending | None) -> bool:
         """Whether the run ends before its file is complete."""
         self._ending = ending
-        if ending is Ending.COMPLETE and self._calibration is not None:
-            self._file.leave_out(np.flatnonzero(self._file.status == PENDING))
+        sources = self._calibration, self._replication
+        if ending is Ending.COMPLETE and any(s is not None for s in sources):
+            unused = np.flatnonzero(self._file.status == PENDING)
+            self._file.leave_out(unused)
+            self._running.total -= len(unused)
         return ending is not Ending.COMPLETE
 
     def pause(self) -> int:
@@ -436,6 +448,9 @@ class Root:
         if spec.calibrate is not None and self._request.shard is not None:
             text = "does not go with [calibrate]; give jobs one storage instead, and "
             faults.append(Fault("--shard", f"{text}a file each"))
+        if spec.precision is not None and self._request.shard is not None:
+            text = "does not go with [precision], which looks at all replicates of a "
+            faults.append(Fault("--shard", f"{text}scenario; give one job more ranks"))
         if spec.calibrate is not None and self._request.retry_failed:
             text = "does not go with [calibrate], whose failed trials have been told; "
             faults.append(Fault("--retry-failed", f"{text}raise trials instead"))

@@ -185,6 +185,31 @@ class Bands:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """How tight an interval is to be, and how many replicates that may take.
+
+    The interval is that of the mean, or of the quantile at ``level``: of a summary, or
+    of every entry of an output, or of its ``difference`` from the baseline's.
+    """
+
+    __pydantic_config__ = _STRICT
+    output: str
+    max_replicates: Annotated[int, Ge(1)]
+    batch: Annotated[int, Ge(1)]
+    summary: Summary | None = None
+    level: Annotated[float, Gt(0), Lt(1)] | None = None
+    difference: bool = False
+    width: Annotated[float, Gt(0)] | None = None
+    relative: Annotated[float, Gt(0)] | None = None
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+
+    @property
+    def wanted(self) -> float:
+        """The width that is asked for, be it absolute or relative."""
+        return self.width or self.relative or math.inf
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a task may take, and how it is run."""
 
@@ -240,6 +265,7 @@ class Spec:
     calibrate: Calibrate | None = None
     windows: Windows | None = None
     join: Mapping[str, Join] = field(default_factory=dict)
+    precision: Precision | None = None
     # the bases that came from [scenarios] file: what is wrong in them is told once
     filed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -336,7 +362,9 @@ class Spec:
 
     @property
     def replicates(self) -> int:
-        """Replicates per scenario."""
+        """Replicates per scenario, at most."""
+        if self.precision is not None:
+            return max(self.ensemble.replicates, self.precision.max_replicates)
         return self.ensemble.replicates
 
     @property
@@ -423,6 +451,7 @@ class Spec:
             "aggregate": _write_aggregate(self.aggregate) if self.aggregate else {},
             "join": {name: own.document() for name, own in self.join.items()},
             "bands": _drop_none(self.bands),
+            "precision": _drop_none(self.precision) if self.precision else {},
             "limits": _drop_none(self.limits),
             "calibrate": self.calibrate.document() if self.calibrate else {},
         }

@@ -22,6 +22,7 @@ from mpiens.intervals import bound_share, expect_share, find_least
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
 from mpiens.progress import format_seconds, terminal_width
+from mpiens.replication import measure
 from mpiens.row import Output
 from mpiens.spec import Step, Takeoff
 from mpiens.store import Store
@@ -274,6 +275,7 @@ class Table:
         if self._layout.spec.calibrate is None:
             yield from self._tell_bands()
             yield from self._tell_outlying() if self.digest else ()
+            yield from self._tell_precision() if self.digest else ()
             yield from tell_coverage(self._store) if self.digest else ()
         rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
         if rest > 0 and self._fit is None:
@@ -327,6 +329,26 @@ class Table:
             yield (
                 f"{fewest} replicates are too few to say how far the {names} quantiles "
                 f"are off; {least} are enough"
+            )
+
+    def _tell_precision(self) -> Iterator[str]:
+        """Say how tight each scenario has become, and how many replicates it took."""
+        spec = self._layout.spec
+        if (wanted := spec.precision) is None:
+            return
+        what = f"{wanted.output} {wanted.summary or ''}".strip()
+        what += " difference" * wanted.difference
+        for index, scenario in enumerate(spec.scenarios[:SCENARIOS_SHOWN]):
+            count = int((self._done | self._failed)[index].sum())
+            width = measure(self._store, spec, wanted, index, count)
+            if wanted.difference and spec.baselines[index] == index:
+                continue
+            verdict = "tight enough" if width <= wanted.wanted else "still too wide"
+            share = wanted.relative is not None
+            told = [_share(w) if share else _write(w) for w in (width, wanted.wanted)]
+            yield (
+                f"precision of {what}: scenario {scenario.name} took {count:,} "
+                f"replicates for {told[0]} of {told[1]}: {verdict}"
             )
 
     def _tell_outlying(self) -> Iterator[str]:

@@ -55,6 +55,7 @@ FLOORS = {
         *(
             "summary",
             "central",
+            "replication",
             "aggregation",
             "assembly",
             "calibration",
