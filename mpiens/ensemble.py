@@ -310,8 +310,12 @@ def _together(
         return tell_all(comm, None)
     from mpiens import central, summary  # noqa: PLC0415
 
-    works = (summary.summarise_rows, summary.make_bands, central.make_central)
-    make: Callable[..., Any] = next(w for w in works if w.__name__ == what)
+    works: dict[str, Callable[..., Any]] = {
+        "summarise_rows": summary.summarise_rows,
+        "make_bands": summary.make_bands,
+        "make_central": central.make_central,
+    }
+    make = works[what]
     if comm.size == 1 or not _is_parallel():
         return tell_all(comm, partial(make, mpi.alone(), *scene, look))
     try:

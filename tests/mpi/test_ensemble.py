@@ -12,7 +12,7 @@ import pytest
 from mpiens import ensemble, mpi
 from mpiens.deadline import Deadline
 from mpiens.fault import SpecError
-from mpiens.root import Request
+from mpiens.request import Request
 
 Everyone = Callable[[Any], list[Any]]
 Write = Callable[..., Path]
@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_written_is_trouble_on_all_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mpiens import summary
-    from mpiens.root import STOPPED_EARLY, Trouble
+    from mpiens.trouble import STOPPED_EARLY, Trouble
 
     def fail(*_: Any) -> None:
         raise summary.WriteError("no space left")
