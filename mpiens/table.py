@@ -223,35 +223,41 @@ class Table:
         columns = ["replicates", f"share [{sure} sure]"]
         columns += [f"{kind.replace('_', ' ')}, median {band}" for kind in kinds]
         drawn.add_columns("scenario", columns)
-        values = {kind: self._samples(output.name, kind) for kind in kinds}
         for index, entry in enumerate(shown):
-            off = self._took_off(index, takeoff, values[takeoff.summary])
-            count, done = int(off.sum()), entry.done
-            share = count / done if done else math.nan
-            interval = bound_share(count, done, self._layout.spec.bands.confidence)
-            cells = [entry.name, str(count), _enclose(share, interval, _share)]
-            own = (Spread.of(values[kind][index, off], self._levels) for kind in kinds)
-            drawn.add_row([*cells, *map(str, own)])
+            off = self._took_off(index, output, takeoff)
+            told = self._tell_takeoff(index, off)
+            cells = [entry.name, str(told["count"])]
+            cells.append(_enclose(told["share"], told["interval"], _share))
+            for kind in kinds:
+                own = samples(self._store, output, kind, index)[off]
+                cells.append(str(Spread.of(own, self._levels)))
+            drawn.add_row(cells)
         return drawn.drawn
 
     def _took_off(
-        self, index: int, takeoff: Takeoff, values: Floats
+        self, index: int, output: Output, takeoff: Takeoff
     ) -> NDArray[np.bool_]:
-        return np.asarray(self._done[index] & (values[index] > takeoff.above))
+        """Return which replicates of a scenario took off."""
+        values = samples(self._store, output, takeoff.summary, index)
+        return np.asarray(self._done[index] & (values > takeoff.above))
+
+    def _tell_takeoff(self, index: int, off: NDArray[np.bool_]) -> dict[str, Any]:
+        """Return how many took off, their share of those done, and its interval."""
+        count, done = int(off.sum()), int(self._done[index].sum())
+        return {
+            "count": count,
+            "share": count / done if done else math.nan,
+            "interval": bound_share(count, done, self._layout.spec.bands.confidence),
+        }
 
     def _nest_takeoffs(self, index: int) -> dict[str, Any]:
         """Return how many of a scenario's replicates took off, where that is asked."""
-        told = {}
-        confidence = self._layout.spec.bands.confidence
-        for output, takeoff in self._layout.takeoffs():
-            values = self._samples(output.name, takeoff.summary)
-            count = int(self._took_off(index, takeoff, values).sum())
-            done = int(self._done[index].sum())
-            told[output.name] = {
-                "count": count,
-                "share": count / done if done else math.nan,
-                "interval": bound_share(count, done, confidence),
-            }
+        told = {
+            output.name: self._tell_takeoff(
+                index, self._took_off(index, output, takeoff)
+            )
+            for output, takeoff in self._layout.takeoffs()
+        }
         return {"takeoff": told} if told else {}
 
     def _draw_aggregates(self, shown: list[Entry], scalars: list[Output]) -> Any:
@@ -339,10 +345,10 @@ class Table:
         what = f"{wanted.output} {wanted.summary or ''}".strip()
         what += " difference" * wanted.difference
         for index, scenario in enumerate(spec.scenarios[:SCENARIOS_SHOWN]):
-            count = int((self._done | self._failed)[index].sum())
-            width = measure(self._store, spec, wanted, index, count)
             if wanted.difference and spec.baselines[index] == index:
                 continue
+            count = int((self._done | self._failed)[index].sum())
+            width = measure(self._store, spec, wanted, index, count)
             verdict = "tight enough" if width <= wanted.wanted else "still too wide"
             share = wanted.relative is not None
             told = [_share(w) if share else _write(w) for w in (width, wanted.wanted)]
