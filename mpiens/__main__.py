@@ -19,6 +19,7 @@ from mpiens import __version__, compilation  # noqa: E402
 from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
 from mpiens.shard import Shard, default_file  # noqa: E402
+from mpiens.trouble import STOPPED_EARLY, WRONG_INPUT, Trouble  # noqa: E402
 
 USAGE = """\
 mpiens SPEC.toml [options]              run it, or go on with it
@@ -29,7 +30,6 @@ mpiens SPEC.toml [options]              run it, or go on with it
        mpiens replay FILE --trial K            a calibration's trial again
        mpiens merge FILE... -o FILE            shards of one ensemble become one file
        mpiens bench                            what these ranks and this disk give"""
-WRONG_INPUT, STOPPED_EARLY = 2, 75
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,8 +108,6 @@ def _together(
     tables: bool = True,
 ) -> int:
     """Do something on all ranks, end them in good order, and return the exit code."""
-    from mpiens.trouble import Trouble  # noqa: PLC0415
-
     try:
         comm = mpi.start()
     except mpi.LaunchError as error:
