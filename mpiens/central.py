@@ -90,16 +90,27 @@ class Curves:
             time[higher] = where[samples.argmax(axis=0)][higher]
             peak[higher] = samples.max(axis=0)[higher]
         scores = inside.sum(axis=0)
-        return Ranking(pairs, steps, scores, np.where(steps, peak, np.nan), time)
+        shares = self.layout.spec.bands.central
+        return Ranking(
+            depth=depth.find_depth(pairs, steps),
+            score=scores / depth.GROUPS,
+            half=depth.find_central(pairs, HALF),
+            deepest=[depth.find_central(pairs, share) for share in shares],
+            boxed=[depth.find_central(scores, share) for share in shares],
+            peak=np.where(steps, peak, np.nan),
+            time=time,
+        )
 
 
 @dataclass(frozen=True)
 class Ranking:
     """How central each curve is, and where it peaks."""
 
-    pairs: NDArray[np.int64]
-    steps: int
-    scores: NDArray[np.int64]
+    depth: Floats
+    score: Floats
+    half: NDArray[np.int64]  # the deeper one
+    deepest: list[NDArray[np.int64]]  # for each share that is asked for
+    boxed: list[NDArray[np.int64]]
     peak: Floats
     time: Floats
 
@@ -121,7 +132,7 @@ def _write(
         def cover(part: slice = part) -> Pieces:
             if curves is None or ranking is None:
                 return {}
-            told = _cover(layout, curves, ranking, part, outlying)
+            told = _cover(curves, ranking, part, outlying)
             here = slice(curves.scenario, curves.scenario + 1)
             return {
                 f"{path}/{name}": ((here, *_whole(data, 1), part), data[None])
@@ -134,7 +145,7 @@ def _write(
         if curves is None or ranking is None:
             return {}
         here = slice(curves.scenario, curves.scenario + 1)
-        told = _tell(layout, curves, ranking, outlying)
+        told = _tell(curves.own, ranking, outlying)
         return {
             f"{path}/{name}": ((here, *_whole(data, 0)), data[None])
             for name, data in told.items()
@@ -151,7 +162,6 @@ def _whole(data: NDArray[Any], but: int) -> Iterator[slice]:
 
 
 def _cover(
-    layout: Layout,
     curves: Curves,
     ranking: Ranking,
     part: slice,
@@ -160,32 +170,23 @@ def _cover(
     """Return what the central curves cover in a slab; mark those beyond the fences."""
     samples = curves.read(part)
     envelop = partial(depth.find_envelope, samples)
-    fences = depth.find_fences(envelop(depth.find_central(ranking.pairs, HALF)))
+    fences = depth.find_fences(envelop(ranking.half))
     outlying[curves.own] |= depth.find_outlying(samples, fences)
-    shares = layout.spec.bands.central
-    deepest = [depth.find_central(ranking.pairs, share) for share in shares]
-    boxed = [depth.find_central(ranking.scores, share) for share in shares]
     return {
-        "region": np.stack([envelop(own) for own in deepest]),
+        "region": np.stack([envelop(own) for own in ranking.deepest]),
         "fences": fences,
-        "box": np.stack([envelop(own) for own in boxed]),
+        "box": np.stack([envelop(own) for own in ranking.boxed]),
     }
 
 
 def _tell(
-    layout: Layout,
-    curves: Curves,
-    ranking: Ranking,
-    outlying: NDArray[np.bool_],
+    own: NDArray[np.int64], ranking: Ranking, outlying: NDArray[np.bool_]
 ) -> dict[str, NDArray[Any]]:
     """Return what is known of each curve, and where the central ones peak."""
-    each = np.full((2, layout.by_task[1]), np.nan)
-    each[0, curves.own] = depth.find_depth(ranking.pairs, ranking.steps)
-    each[1, curves.own] = ranking.scores / depth.GROUPS
-    shares = layout.spec.bands.central
-    boxed = [depth.find_central(ranking.scores, share) for share in shares]
+    each = np.full((2, len(outlying)), np.nan)
+    each[0, own], each[1, own] = ranking.depth, ranking.score
     boxes = [
-        np.array([[peaks[own].min(), peaks[own].max()] for own in boxed])
+        np.array([[peaks[box].min(), peaks[box].max()] for box in ranking.boxed])
         for peaks in (ranking.peak, ranking.time)
     ]
     return {
