@@ -24,9 +24,9 @@ Floats = NDArray[np.float64]
 MOST = 10**9  # replicates; more are not told about
 
 
-def list_counts(batch: int, most: int) -> Iterator[int]:
-    """Yield the counts at which it is decided: each batch, and at last the most."""
-    yield from range(batch, most, batch)
+def list_counts(first: int, batch: int, most: int) -> Iterator[int]:
+    """Yield the counts at which it is decided: the first, each batch, and the most."""
+    yield from range(first, most, batch)
     yield most
 
 

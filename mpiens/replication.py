@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mpiens import bands
 from mpiens.layout import DONE, FAILED
 from mpiens.outcome import Batch, Failure, Ranks, StepResult, Tasks
-from mpiens.precision import measure_width
+from mpiens.precision import list_counts, measure_width
 from mpiens.row import Described, Row
 from mpiens.spec import Precision, Spec
 from mpiens.store import Store
@@ -77,8 +77,10 @@ class Replication:
         if spec.precision is None:
             raise RuntimeError("there is no [precision]")
         self._spec, self._precision, self._host = spec, spec.precision, host
+        first, batch = spec.ensemble.replicates, spec.precision.batch
+        self._counts = [*list_counts(first, batch, spec.replicates)]
         scenarios = len(spec.scenarios)
-        self._wanted = np.full(scenarios, spec.ensemble.replicates)
+        self._wanted = np.full(scenarios, first)
         self._settled = np.zeros(scenarios, dtype=bool)
         self._over = np.zeros(scenarios * spec.replicates, dtype=bool)  # tasks that are
         if host.file is not None:
@@ -180,8 +182,7 @@ class Replication:
             wide = width > self._precision.wanted
         if not wide or count >= self._spec.replicates:
             return False
-        most = self._spec.replicates
-        self._wanted[scenario] = min(count + self._precision.batch, most)
+        self._wanted[scenario] = min(c for c in self._counts if c > count)
         return True
 
 

@@ -12,9 +12,10 @@ from mpiens.precision import list_counts, measure_width, predict_count
 
 
 def test_it_is_decided_at_fixed_counts() -> None:
-    assert [*list_counts(20, 70)] == [20, 40, 60, 70]
-    assert [*list_counts(20, 60)] == [20, 40, 60]
-    assert [*list_counts(50, 30)] == [30]
+    assert [*list_counts(20, 20, 70)] == [20, 40, 60, 70]
+    assert [*list_counts(20, 20, 60)] == [20, 40, 60]
+    assert [*list_counts(50, 50, 30)] == [30]
+    assert [*list_counts(10, 25, 70)] == [10, 35, 60, 70]
 
 
 def test_the_width_of_a_mean_is_students() -> None:
