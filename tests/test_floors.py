@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import pytest
-from conftest import Launcher
+from conftest import Launcher, write
 
 import mpiens
 
@@ -203,3 +204,16 @@ def test_a_rank_pays_for_no_heavy_library(launcher: Launcher) -> None:
     assert "mpi4py" in loaded
     assert not loaded & set(HEAVY)
     assert "h5py" not in loaded  # all but the root can do without
+
+
+def test_only_the_root_of_a_run_loads_hdf5(tmp_path: Path) -> None:
+    body = "import sys, time\n\ndef simulate():\n    time.sleep(0.02)\n"
+    write(tmp_path, "model.py", body + '    return {"x": "h5py" in sys.modules}\n')
+    spec = '[ensemble]\nmodel = "model.py:simulate"\nreplicates = 40\nseed = 1\n'
+    write(tmp_path, "run.toml", spec)
+    launch = Launcher(tmp_path).mpiens("-n", "3", "run.toml")
+    assert launch.code == 0, launch.errors
+    with h5py.File(tmp_path / "run.h5") as file:
+        ranks, loaded = file["/tasks/rank"][0], file["/series/x"][0]
+    assert {*ranks.tolist()} == {0, 1, 2}
+    assert loaded.tolist() == (ranks == 0).tolist()
