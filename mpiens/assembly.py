@@ -20,7 +20,7 @@ from mpiens.curves import Join
 from mpiens.deadline import Look
 from mpiens.joining import TOLERANCE, Joined, join
 from mpiens.layout import DONE, JOINED, Joint
-from mpiens.spec import Curve, Step
+from mpiens.spec import Group, Step
 from mpiens.store import Store
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ def join_curves(file: Store, look: Look) -> dict[str, Any]:
     """
     spec = file.layout.spec
     file.forget_steps(spec.step(Step.JOIN, 0))
-    reasons: dict[Curve, list[str]] = {}
+    reasons: dict[Group, list[str]] = {}
     joints: list[Joint] = []
     made: dict[str, NDArray[Any]] = {}
     for name, section in spec.join.items():
@@ -57,7 +57,7 @@ def join_curves(file: Store, look: Look) -> dict[str, Any]:
 
 
 def _attempt(
-    file: Store, name: str, section: Join, curve: Curve, look: Look
+    file: Store, name: str, section: Join, curve: Group, look: Look
 ) -> tuple[Joined | None, str]:
     """Return a joined curve, or why there is none.
 
@@ -79,7 +79,7 @@ def _attempt(
     return made
 
 
-def _join(file: Store, name: str, section: Join, curve: Curve) -> Joined:
+def _join(file: Store, name: str, section: Join, curve: Group) -> Joined:
     """Join one curve; ValueError where that cannot be.  Credence 0 leaves one out."""
     spec = file.layout.spec
     options = section.options(spec.pieces)
@@ -260,7 +260,7 @@ def judge(file: Store) -> Iterator[Verdict]:
 
 
 def _judge(
-    file: Store, name: str, curve: Curve, own: dict[str, NDArray[Any]], told: bool
+    file: Store, name: str, curve: Group, own: dict[str, NDArray[Any]], told: bool
 ) -> Verdict:
     spec = file.layout.spec
     there = np.isfinite(own["x"])

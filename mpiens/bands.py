@@ -64,12 +64,19 @@ def mean(samples: Floats) -> Floats:
         return np.asarray(samples.mean(axis=-1))
 
 
-def deviation(samples: Floats) -> Floats:
-    """Return the sample standard deviation (n - 1); NaN below two replicates."""
-    if samples.shape[-1] < 2:
+def deviation(samples: Floats, room: Floats | None = None) -> Floats:
+    """Return the sample standard deviation (n - 1); NaN below two replicates.
+
+    Equal to the last bit to ``numpy.std(samples, axis=-1, ddof=1)``.  ``room`` is
+    memory of the same shape that may be written over.
+    """
+    count = samples.shape[-1]
+    if count < 2:
         return np.full(samples.shape[:-1], np.nan)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(samples.std(axis=-1, ddof=1))
+        away = np.subtract(samples, samples.mean(axis=-1, keepdims=True), out=room)
+        np.multiply(away, away, out=away)
+        return np.asarray(np.sqrt(away.sum(axis=-1) / (count - 1)))
 
 
 def summarise(kind: str, rows: Floats, coordinate: Floats, *, padded: bool) -> Floats:

@@ -29,6 +29,8 @@ _LONG = 1 << 16  # bytes of a frame that is worth memory of its own at once
 TURN_SECONDS = 0.1  # on a core, and the most that the kernel allows
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, times
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGEST_PIECE, MOST_KEPT = 32 << 20, 256 << 20  # bytes; the first is the most it takes
 LOOK_SECONDS = 0.1  # between two looks while a child is waited for
 ANSWER = 0  # the one kind of frame that ask_child knows
 
@@ -253,6 +255,23 @@ def take_long_turns() -> None:
     words = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, turn, 0, 0)
     with suppress(AttributeError):  # a C library without syscall()
         ctypes.CDLL(None).syscall(call, 0, words, 0)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what a model gives back, for what it asks for next.
+
+    What comes from the kernel instead are pages that it has to clear first, one by one,
+    for every array that a step of a simulation makes.  The GNU library would come to
+    the same limit for pieces by itself, once so large a piece has been given back; a
+    larger one stays a mapping of its own, of which what is not touched costs nothing.
+    Left alone where the user has said how memory is to be kept.
+    """
+    if any(n.startswith("MALLOC_") or n == "GLIBC_TUNABLES" for n in os.environ):
+        return
+    with suppress(AttributeError):  # another C library
+        change = ctypes.CDLL(None).mallopt
+        change(_MMAP_THRESHOLD, LARGEST_PIECE)
+        change(_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def is_stopped(pid: int) -> bool:

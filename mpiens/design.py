@@ -8,14 +8,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
 from mpiens.fault import Fault, SpecError, place
 
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
 Columns = Mapping[str, tuple[Any, ...]]
 POINT = "sample"  # what a sampled point is named by: sample=17
+SALTELLI = "saltelli"  # the method whose points come in blocks
 _STRICT = {"extra": "forbid", "strict": True}
 _MOST_SAMPLES = 2**24
 _FARTHEST = sys.float_info.max / 2  # so that a range has a width
@@ -138,11 +143,11 @@ class Design:
     """Points of the inputs, each with a value of every parameter of the design.
 
     ``points`` has one tuple per parameter, all of the same length; ``labels`` names
-    the points, where a file does.
+    the points, where a file does.  Of method saltelli each sample is a block of points.
     """
 
     __pydantic_config__ = _STRICT
-    method: Literal["lhs", "sobol", "halton", "csv"]
+    method: Literal["lhs", "sobol", "halton", "saltelli", "csv"]
     samples: Annotated[int, Ge(1), Le(_MOST_SAMPLES)] | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     file: str | None = None
@@ -154,6 +159,11 @@ class Design:
     def sampled(self) -> bool:
         """Whether the points come from ranges, and not from a file."""
         return self.method != "csv"
+
+    @property
+    def block(self) -> int:
+        """How many points a sample has."""
+        return len(self.ranges) + 2 if self.method == SALTELLI else 1
 
     def place(self, name: str) -> str:
         """Return the place of one of its parameters."""
@@ -192,7 +202,8 @@ class Design:
         """Yield what ``mpiens check`` says of it, a line for each thing to know."""
         count = len(next(iter(self.points.values())))
         if self.sampled:
-            yield f"design {self.method}: {count:,} samples"
+            points = f", {count:,} points" if self.block > 1 else ""
+            yield f"design {self.method}: {self.samples or 0:,} samples{points}"
         else:
             yield f"design {self.file}: {count:,} points of {', '.join(self.points)}"
         for name, own in self.ranges.items():
@@ -216,7 +227,7 @@ class Design:
         where = place("design", "points")
         sizes = {len(column) for column in self.points.values()}
         if self.sampled:
-            sizes.add(self.samples or 0)
+            sizes.add(self.block * (self.samples or 0))
         if self.labels is not None:
             sizes.add(len(self.labels))
         names = self.ranges if self.sampled else self.points
@@ -228,27 +239,55 @@ class Design:
 def sample(design: Design, seed: int) -> Design:
     """Return a design with its points: always the same for the same seed.
 
-    Sobol and Halton sequences go on where fewer samples end; an LHS is made anew.
-    Raises SpecError where there is no scipy.
+    Sobol, Halton and Saltelli designs go on where fewer samples end; an LHS is made
+    anew.  Raises SpecError where what it takes is not installed.
     """
-    try:
-        # heavy, and wanted by the root alone
-        import numpy as np  # noqa: PLC0415
-        from scipy.stats import qmc  # noqa: PLC0415
-    except ImportError as error:
-        way = "install it by pip install scipy"
-        text = f"{design.method!r} needs scipy; {way} ({error})"
-        raise SpecError([Fault(place("design", "method"), text)]) from error
-    kinds = {"lhs": qmc.LatinHypercube, "sobol": qmc.Sobol, "halton": qmc.Halton}
-    engine = kinds[design.method](len(design.ranges), rng=np.random.default_rng(seed))
+    import numpy as np  # noqa: PLC0415  (heavy, and wanted by the root alone)
+
+    samples, count = design.samples or 0, len(design.ranges)
+    make = _cross if design.method == SALTELLI else _spread
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a power of 2 would be more even
-        units = engine.random(design.samples)
+        units = make(design.method, count, samples, np.random.default_rng(seed))
     points = {
         name: tuple(map(own.value, column.tolist()))
         for (name, own), column in zip(design.ranges.items(), units.T, strict=True)
     }
     return dataclasses.replace(design, points=points)
+
+
+def describe_cube(count: int) -> dict[str, Any]:
+    """Return the unit cube of so many parameters as SALib wants it described."""
+    names = [*map(str, range(count))]
+    return {"num_vars": count, "names": names, "bounds": [[0, 1]] * count}
+
+
+def _spread(method: str, count: int, samples: int, rng: Generator) -> NDArray[Any]:
+    """Return points of the unit cube, (samples, count), all alike."""
+    from scipy.stats import qmc  # noqa: PLC0415
+
+    kinds = {"lhs": qmc.LatinHypercube, "sobol": qmc.Sobol, "halton": qmc.Halton}
+    points: NDArray[Any] = kinds[method](count, rng=rng).random(samples)
+    return points
+
+
+def _cross(method: str, count: int, samples: int, rng: Generator) -> NDArray[Any]:
+    """Return blocks of points of the unit cube, (samples * (count + 2), count).
+
+    A block is a point of A, then for each parameter the same point with that parameter
+    from B, then the point of B (Saltelli, Computer Physics Communications 145, 2002).
+    """
+    try:
+        from SALib.sample import sobol  # noqa: PLC0415
+    except ImportError as error:
+        way = 'install it by pip install "mpiens[sensitivity]"'
+        text = f"{method!r} needs SALib; {way} ({error})"
+        raise SpecError([Fault(place("design", "method"), text)]) from error
+    cube = describe_cube(count)
+    points: NDArray[Any] = sobol.sample(
+        cube, samples, calc_second_order=False, seed=rng
+    )
+    return points
 
 
 def _pick(unit: float, count: int) -> int:

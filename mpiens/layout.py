@@ -163,7 +163,27 @@ CENTRAL = {
 Juul et al."""
 ALONG = ("region", "fences", "box")
 """Those that are along the curve."""
-ROWS = "series"  # of those that took off, beside their summaries
+_FACTOR = ("factor",)
+INDICES = {
+    "first": Statistic(_FACTOR, "share of the variance that is its alone", False),
+    "first_interval": Statistic(
+        (*_FACTOR, "bound"), "confidence interval of first", False
+    ),
+    "total": Statistic(_FACTOR, "share of the variance that it takes part in", False),
+    "total_interval": Statistic(
+        (*_FACTOR, "bound"), "confidence interval of total", False
+    ),
+}
+"""What blocks of a Saltelli design tell of each parameter."""
+CORRELATIONS = {
+    "correlation": Statistic(_FACTOR, "rank correlation with the parameter", False),
+    "correlation_interval": Statistic(
+        (*_FACTOR, "bound"), "confidence interval of correlation", False
+    ),
+    "noise": Statistic((), "share of the variance that is of the replicates", False),
+}
+"""What the points of every sampled design tell."""
+ROWS = "series"  # over all steps, beside an output's summaries
 
 
 def place_statistic(path: str, name: str) -> str:
@@ -265,6 +285,7 @@ class Layout:
             yield from self._summaries()
             yield from self._takeoffs()
             yield from self._central()
+            yield from self._sensitivity()
         yield from self._series(slim)
         yield from self.extension()
 
@@ -495,7 +516,53 @@ class Layout:
     def curved(self) -> Iterator[Output]:
         """Yield every output whose curves are ranked as wholes, where that is asked."""
         if self.spec.bands.central:
-            yield from (o for o in self.row.banded if len(o.dims) == 1)
+            yield from self._lines()
+
+    def _lines(self) -> Iterator[Output]:
+        yield from (o for o in self.row.banded if len(o.dims) == 1)
+
+    def analysed(self) -> Iterator[tuple[Output, str]]:
+        """Yield all of which it is said what the parameters of a design do to it.
+
+        That is (output, summary), or ROWS for an output over all its steps.
+        """
+        if self.sensitivities:
+            yield from self.summaries()
+            yield from ((output, ROWS) for output in self._lines())
+
+    @property
+    def sensitivities(self) -> Mapping[str, Statistic]:
+        """What is told of the parameters of a design, where one is sampled."""
+        design = self.spec.design
+        if design is None or not design.sampled:
+            return {}
+        return (INDICES if design.block > 1 else {}) | CORRELATIONS
+
+    def _sensitivity(self) -> Iterator[Dataset]:
+        """Yield what the parameters of a design do."""
+        if (design := self.spec.design) is None:
+            return
+        cases = [case.name for case in self.spec.cases]
+        sizes = {"case": len(cases), "factor": len(design.ranges), "bound": 2}
+        for number, (output, kind) in enumerate(self.analysed()):
+            if number == 0:
+                told = "all points of the design, under what else is varied"
+                yield _coordinate("case", cases, long_name=told)
+                told = "parameter of the design"
+                yield _coordinate("factor", [*design.ranges], long_name=told)
+            along = output if kind == ROWS else Output(output.name, (), (), "<f8")
+            for name, own in self.sensitivities.items():
+                dims = ("case", *own.dims)
+                confidence = {"confidence": self.spec.bands.confidence}
+                yield Dataset(
+                    f"/sensitivity/{output.name}/{kind}.{name}",
+                    (*dims, *along.dims),
+                    (*(sizes[dim] for dim in dims), *along.shape),
+                    np.float64,
+                    fill=np.nan,
+                    attributes={"long_name": own.long_name}
+                    | (confidence if name.endswith("interval") else {}),
+                )
 
     def _central(self) -> Iterator[Dataset]:
         """Yield what is told of whole curves."""

@@ -171,7 +171,7 @@ class Merger:
         if self._file.layout.spec.join:
             closing |= join_curves(self._file, self._look)
         tasks = self._file.layout.spec.tasks
-        complete(self._file, self._sources.file, closing)
+        complete(self._file, self._sources.file, closing, self._look)
         shelf.clear(self._file.path)
         print(
             f"mpiens: {tasks:,} tasks of {len(self._sources.files)} files merged, "

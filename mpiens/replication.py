@@ -69,6 +69,9 @@ class Host(Protocol):
     def tick(self) -> bool:
         """Called often; whether the run is hopeless."""
 
+    def head(self, line: Callable[[], str]) -> None:
+        """Show what a line says with whatever is shown of progress."""
+
 
 class Replication:
     """What deals the replicates of every scenario until it is tight enough."""
@@ -96,11 +99,17 @@ class Replication:
         self.lay_down, self.expect, self.keep = host.lay_down, host.expect, host.keep
         self.inputs, self.tick = host.inputs, host.tick
         self._succeeded = host.file is not None  # some task, so that there are rows
+        host.head(self.headline)
 
     @property
     def over(self) -> bool:
         """Whether every scenario has all the replicates that it will have."""
         return bool(self._settled.all())
+
+    def headline(self) -> str:
+        """Return how far it is: nobody knows yet how many replicates there will be."""
+        settled = f"{int(self._settled.sum()):,} of {len(self._settled):,} scenarios"
+        return f"{int(self._over.sum()):,} replicates, {settled} have enough"
 
     def more(self, tasks: int, *, begin: bool) -> tuple[list[int], list[int]]:
         """Return the tasks of the next batches, of scenarios that are still too wide.

@@ -23,6 +23,7 @@ from mpiens import (
     model,
     provenance,
     scoring,
+    sensitivity,
     shelf,
     steps,
     store,
@@ -358,7 +359,8 @@ class Root:
             self._store.sync()
             self._store.close()
         kept = self._store.finished if self._store else 0
-        ready = f"{kept:,} of {tally.total:,} tasks are done"
+        whole = "at most " * (self._replication is not None) + f"{tally.total:,}"
+        ready = f"{kept:,} of {whole} tasks are done"
         if self._ending is Ending.GIVEN_UP:
             failed = tally.failed_before + tally.failed
             text = (
@@ -411,7 +413,7 @@ class Root:
             **(join_curves(file, self._look) if self._joins else {}),
             **provenance.closing(self._tally.elapsed(), self._ranks, self.dealt),
         }
-        complete(file, self._request.file, closing)
+        complete(file, self._request.file, closing, self._look)
         shelf.clear(self._partial)
         tally = self._tally
         if self._calibration is not None:
@@ -621,7 +623,7 @@ def tell_steps(closing: Mapping[str, Any]) -> None:
             print(f"mpiens: {failed} {name} failed", file=sys.stderr)
 
 
-def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
+def complete(file: Store, target: Path, closing: Mapping[str, Any], look: Look) -> None:
     """Finish a file whose rows and bands are there: digest, attributes, and its name.
 
     A shard keeps all rows, until it is merged.
@@ -629,6 +631,7 @@ def complete(file: Store, target: Path, closing: Mapping[str, Any]) -> None:
     layout = file.layout
     if layout.shard is None:
         summary.compare(file)
+        sensitivity.analyse(file, look)
     closing = {**closing, "digest": file.digest()}
     path = file.path
     if layout.shard is not None or all(output.keep for output in layout.row.outputs):

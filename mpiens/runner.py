@@ -34,6 +34,7 @@ from mpiens.child import (
     end_children,
     fork,
     has_ended,
+    keep_memory,
     on_standard_error,
     take_long_turns,
     watch_parent,
@@ -240,6 +241,7 @@ def obey(executor: Executor, kind: int, data: bytes | bytearray) -> None:
 def serve(channel: Channel, spec: Spec, shared: Callable[[], Any], cell: Cell) -> None:
     """Run what the supervisor asks for, until it has gone."""
     take_long_turns()
+    keep_memory()
     gc.freeze()  # what the supervisor holds is no garbage of ours
     watch = Watch(cell, (1, 2, channel.socket.fileno()), spec.limits.task_memory)
     executor = Executor(spec, shared, channel.send, watch)

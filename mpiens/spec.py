@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -31,7 +31,7 @@ RESERVED = (  # what the result file itself calls its dimensions and groups
     *("scenario", "replicate", "level", "failure", "failures", "tasks"),
     *("parameters", "series", "bands", "summary", "comparison", "aggregate"),
     *("trial", "trials", "observed", "differences", "bound", "prediction"),
-    *("takeoff", "central", "curvewise"),
+    *("takeoff", "central", "curvewise", "sensitivity", "case", "factor"),
 )
 DEFAULT_SCENARIO = "default"
 TRIAL = "trial"  # what the scenarios of a calibration are named by: trial=17
@@ -236,8 +236,8 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Scenarios whose outputs are pieces of one curve."""
+class Group:
+    """Scenarios that belong together: pieces of a curve, or points of a design."""
 
     name: str
     scenarios: tuple[int, ...]
@@ -297,17 +297,29 @@ class Spec:
         )
 
     @cached_property
-    def curves(self) -> tuple[Curve, ...]:
+    def curves(self) -> tuple[Group, ...]:
         """The curves to be joined: of windows, or else of the named scenarios.
 
         All of them have equally many pieces.
         """
+        windowed = self.windows is not None
+        return self._group(
+            lambda s: _name_scenario(s.base if windowed else None, s.axes, s.point)
+        )
+
+    @cached_property
+    def cases(self) -> tuple[Group, ...]:
+        """For everything else that is varied, the scenarios of all points of a design.
+
+        All of them have all points, in order.
+        """
+        return self._group(lambda s: _name_scenario(s.base, s.axes, None, s.window))
+
+    def _group(self, name: Callable[[Scenario], str]) -> tuple[Group, ...]:
         found: dict[str, list[int]] = {}
         for index, scenario in enumerate(self.scenarios):
-            base = None if self.windows is None else scenario.base
-            name = _name_scenario(base, scenario.axes, scenario.point)
-            found.setdefault(name, []).append(index)
-        return tuple(Curve(name, tuple(own)) for name, own in found.items())
+            found.setdefault(name(scenario), []).append(index)
+        return tuple(Group(name, tuple(own)) for name, own in found.items())
 
     @property
     def pieces(self) -> tuple[str, ...]:

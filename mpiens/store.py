@@ -102,6 +102,16 @@ class Store:
         self._read_into(part, place.offset + scenario * part.nbytes)
         return part
 
+    def read_steps(self, path: str, part: slice) -> NDArray[Any]:
+        """Read a slab of the last axis of a dataset (scenario, step)."""
+        place = self._places[path]
+        scenarios, steps = place.shape
+        read = np.empty((scenarios, part.stop - part.start), place.dtype)
+        for scenario, own in enumerate(read):
+            first = scenario * steps + part.start
+            self._read_into(own, place.offset + first * place.dtype.itemsize)
+        return read
+
     def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks: rows, then what is known of them, then their status."""
         tasks = batch.records["task"]

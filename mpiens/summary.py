@@ -299,11 +299,15 @@ def describe_rows(
     scenarios, replicates, *shape = rows.shape
     flat = rows.reshape(scenarios, replicates, math.prod(shape))
     step = max(1, CACHE // max(1, flat[..., :1].size * 8))
+    # memory that is asked for anew comes as cleared pages, which takes as long again
+    turned = np.empty((scenarios, min(step, flat.shape[2]), replicates))
+    room = np.empty_like(turned)
     parts = []
     for start in range(0, max(1, flat.shape[2]), step):
         part = np.moveaxis(flat[..., start : start + step], 1, -1)
-        samples = np.ascontiguousarray(part, dtype=float)
-        parts.append(_describe(samples, done, wanted))
+        samples = turned[:, : part.shape[1]]
+        samples[...] = part
+        parts.append(_describe(samples, done, wanted, room[:, : part.shape[1]]))
     return {
         name: (one := np.concatenate([part[name] for part in parts], axis=-1)).reshape(
             *one.shape[:-1], *shape
@@ -312,25 +316,35 @@ def describe_rows(
     }
 
 
-def _describe(samples: Floats, done: NDArray[np.bool_], wanted: Bands) -> Described:
-    """Describe those done of samples (scenario, ..., replicate), by statistic."""
+def _describe(
+    samples: Floats,
+    done: NDArray[np.bool_],
+    wanted: Bands,
+    room: Floats | None = None,
+) -> Described:
+    """Describe those done of samples (scenario, ..., replicate), by statistic.
+
+    ``room`` is memory of the same shape that may be written over.
+    """
     if not done.all():  # each scenario has replicates of its own
         parts = [
             _describe(np.ascontiguousarray(one[None][..., own]), own[None, own], wanted)
             for one, own in zip(samples, done, strict=True)
         ]
         return {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-    ordered = np.sort(samples, axis=-1)
+    ordered = np.empty_like(samples) if room is None else room
+    ordered[...] = samples
+    ordered.sort(axis=-1)
     interval = enclose_quantiles(ordered, wanted.levels, wanted.confidence)
     told = {
         BAND: np.moveaxis(bands.interpolate(ordered, wanted.levels), 1, 0),
         "interval": np.moveaxis(bands.define(interval, ordered), 2, 0),
-        "mean": bands.mean(samples),
-        "std": bands.deviation(samples),
     }
     if wanted.shares:
         future = enclose_future(ordered, wanted.shares)
         told["prediction"] = np.moveaxis(bands.define(future, ordered), 2, 0)
+    told["mean"] = bands.mean(samples)
+    told["std"] = bands.deviation(samples, ordered)
     return told
 
 

@@ -18,12 +18,14 @@ from mpiens.assembly import judge
 from mpiens.difference import Difference
 from mpiens.fit import Fit, tell_coverage
 from mpiens.grid import Grid
-from mpiens.intervals import bound_share, expect_share, find_least
+from mpiens.intervals import bound_share, enclose_quantiles, expect_share, find_least
 from mpiens.layout import DONE, FAILED, UNUSED
 from mpiens.outcome import PRINTED
+from mpiens.precision import predict_count
 from mpiens.progress import format_seconds, terminal_width
 from mpiens.replication import measure
 from mpiens.row import Output
+from mpiens.sensitivity import Effects, read_effects
 from mpiens.spec import Step, Takeoff
 from mpiens.store import Store
 from mpiens.summary import differ
@@ -60,7 +62,6 @@ class Line:
     output: Output
     kind: str
     own: Spread
-    baseline: Spread | None
     difference: Spread | None
     verdict: Difference | None
 
@@ -124,6 +125,8 @@ class Table:
         }
         if joined := [vars(verdict) for verdict in judge(self._store)]:
             document["joined"] = joined
+        if effects := [own.document() for own in self._effects]:
+            document["sensitivity"] = effects
         if self._fit is not None:
             document["calibration"] = self._fit.document()
         return json.dumps(_finite(document), indent=1)
@@ -158,6 +161,8 @@ class Table:
                 console.print(self._draw_verdicts(shown, output, kind))
         for output, takeoff in self._layout.takeoffs():
             console.print(self._draw_takeoff(shown, output, takeoff))
+        for effects in self._effects:
+            console.print(self._draw_effects(effects))
         if scalars := [o for o in self._layout.aggregates if not o.shape]:
             console.print(self._draw_aggregates(shown, scalars))
         for verdict in judge(self._store):
@@ -166,41 +171,50 @@ class Table:
             console.print(text, soft_wrap=True, markup=False)
 
     def _draw(self, shown: list[Entry], output: Output, kind: str) -> Any:
-        band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
+        """Draw a summary of every scenario, how sure its median is, and how to be."""
         drawn = Grid(_name(output, kind))
-        columns = ["replicates", "mean", f"median {band}"]
-        if self._layout.has_baseline:
-            columns += ["baseline", f"mean difference {band}"]
+        columns = ["replicates", "mean", f"median {self._band}"]
+        columns += [f"median {self._sure}", "replicates for half of that"]
         drawn.add_columns("scenario", columns)
-        for entry in shown:
-            line = entry.line(output, kind)
-            cells = [entry.name, str(entry.done), _write(line.own.mean), str(line.own)]
-            if line.difference is not None:
-                spread = line.difference
-                cells.append(f"vs {entry.baseline} {line.baseline}")
-                low, high = _write(spread.low), _write(spread.high)
-                cells.append(f"{_write(spread.mean)} [{low}, {high}]")
+        confidence = self._layout.spec.bands.confidence
+        for index, entry in enumerate(shown):
+            own = entry.line(output, kind).own
+            values = samples(self._store, output, kind, index)[self._done[index]]
+            [[low, high]] = enclose_quantiles(np.sort(values), (0.5,), confidence)
+            enough = predict_count(values, 0.5, 0.5, confidence=confidence)
+            cells = [entry.name, str(entry.done), _write(own.mean), str(own)]
+            cells += [f"{_write(low)} to {_write(high)}" if low <= high else "-"]
+            cells += ["-" if enough is None else f"{enough:,}"]
             drawn.add_row(cells)
         return drawn.drawn
 
+    @property
+    def _band(self) -> str:
+        return f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
+
+    @property
+    def _sure(self) -> str:
+        return f"[{_percent(self._layout.spec.bands.confidence)} sure]"
+
     def _draw_verdicts(self, shown: list[Entry], output: Output, kind: str) -> Any:
         """Draw whether each scenario is better than its baseline, and how surely."""
-        wanted = self._layout.spec.bands
-        sure = f"[{_percent(wanted.confidence)} sure]"
-        better = "better" if wanted.better else "lower"
+        better = "better" if self._layout.spec.bands.better else "lower"
         paired = self._layout.spec.ensemble.pairing == "common"
         drawn = Grid(f"{_name(output, kind)}: against the baseline")
-        columns = [f"mean difference {sure}", f"averted {sure}"]
-        columns.append(f"probability of being {better} {sure}")
+        columns = [f"mean difference {self._sure}", f"differences {self._band}"]
+        columns += [f"averted {self._sure}"]
+        columns += [f"probability of being {better} {self._sure}"]
         columns += ["pairing saves"] * paired + ["replicates for half the width"]
         drawn.add_columns("scenario", columns)
         for entry in shown:
-            verdict = entry.line(output, kind).verdict
-            if verdict is None:
+            line = entry.line(output, kind)
+            verdict, spread = line.verdict, line.difference
+            if verdict is None or spread is None:
                 continue
             cells = [
                 f"{entry.name} vs {entry.baseline}",
                 _enclose(verdict.mean, verdict.mean_interval),
+                f"{_write(spread.low)} to {_write(spread.high)}",
                 _enclose(verdict.averted, verdict.averted_interval, _share),
                 _enclose(verdict.better, verdict.better_interval, _share),
             ]
@@ -218,10 +232,8 @@ class Table:
         kinds = [k for own, k in self._layout.summaries() if own.name == output.name]
         title = f"{_name(output, takeoff.summary)} above {takeoff.above:g}: took off"
         drawn = Grid(title)
-        band = f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
-        sure = _percent(self._layout.spec.bands.confidence)
-        columns = ["replicates", f"share [{sure} sure]"]
-        columns += [f"{kind.replace('_', ' ')}, median {band}" for kind in kinds]
+        columns = ["replicates", f"share {self._sure}"]
+        columns += [f"{kind.replace('_', ' ')}, median {self._band}" for kind in kinds]
         drawn.add_columns("scenario", columns)
         for index, entry in enumerate(shown):
             off = self._took_off(index, output, takeoff)
@@ -260,6 +272,36 @@ class Table:
         }
         return {"takeoff": told} if told else {}
 
+    @cached_property
+    def _effects(self) -> list[Effects]:
+        """What the parameters of a sampled design do, once all tasks are finished."""
+        whole = self.digest is not None and self._layout.shard is None
+        return [*read_effects(self._store)] if whole else []
+
+    def _draw_effects(self, effects: Effects) -> Any:
+        """Draw what each parameter of a design does to a summary."""
+        title = f"{_name(effects.output, effects.kind)}: what the parameters do"
+        if len(self._layout.spec.cases) > 1:
+            title += f", {effects.case}"
+        told, sure = effects.told, self._sure
+        columns = {
+            "first": (f"share of variance that is its alone {sure}", _share),
+            "total": (f"that it takes part in {sure}", _share),
+            "correlation": (f"rank correlation {sure}", _write),
+        }
+        shown = {name: own for name, own in columns.items() if name in told}
+        drawn = Grid(title)
+        drawn.add_columns("parameter", [text for text, _ in shown.values()])
+        for index, factor in enumerate(effects.factors):
+            cells = [
+                _enclose(
+                    told[name][index], tuple(told[f"{name}_interval"][index]), write
+                )
+                for name, (_, write) in shown.items()
+            ]
+            drawn.add_row([factor, *cells])
+        return drawn.drawn
+
     def _draw_aggregates(self, shown: list[Entry], scalars: list[Output]) -> Any:
         drawn = Grid("aggregates")
         columns = [
@@ -282,6 +324,7 @@ class Table:
             yield from self._tell_bands()
             yield from self._tell_outlying() if self.digest else ()
             yield from self._tell_precision() if self.digest else ()
+            yield from self._tell_noise()
             yield from tell_coverage(self._store) if self.digest else ()
         rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
         if rest > 0 and self._fit is None:
@@ -323,10 +366,10 @@ class Table:
         fewest = int(counts[counts > 0].min())
         if len(levels) > 1:
             share = expect_share(fewest, levels[0], levels[-1])
-            band = f"[{_percent(levels[0])}, {_percent(levels[-1])}]"
             yield (
-                f"of {fewest} replicates {band} holds some {_share(share)} of future "
-                "ones; .prediction in the file has what holds the share that is named"
+                f"of {fewest} replicates {self._band} holds some {_share(share)} of "
+                "future ones; .prediction in the file has what holds the share that is "
+                "named"
             )
         short = [p for p in levels if find_least(p, confidence) > fewest]
         if short:
@@ -356,6 +399,19 @@ class Table:
                 f"precision of {what}: scenario {scenario.name} took {count:,} "
                 f"replicates for {told[0]} of {told[1]}: {verdict}"
             )
+
+    def _tell_noise(self) -> Iterator[str]:
+        """Say how much of what varies over a design is due to too few replicates."""
+        for effects in self._effects:
+            noise = float(effects.told["noise"])
+            what = f"{effects.output.name}, {effects.kind.replace('_', ' ')}"
+            if math.isnan(noise):
+                yield f"{what}: one replicate a point does not tell noise from effects"
+            else:
+                yield (
+                    f"{what}: {_share(noise)} of the variance over the design is "
+                    "noise of the replicates, which no parameter explains"
+                )
 
     def _tell_outlying(self) -> Iterator[str]:
         """Name the curves that leave the fences of their functional boxplot."""
@@ -394,15 +450,13 @@ class Table:
         spread = Spread.of(own, self._levels)
         baseline = self._layout.spec.baselines[index]
         if baseline is None or baseline == index:
-            return Line(output, kind, spread, None, None, None)
+            return Line(output, kind, spread, None, None)
         both = self._done[index] & self._done[baseline]
         difference = values[index, both] - values[baseline, both]
-        other = values[baseline, self._done[baseline]]
         return Line(
             output=output,
             kind=kind,
             own=spread,
-            baseline=Spread.of(other, self._levels),
             difference=Spread.of(difference, self._levels),
             verdict=differ(
                 self._layout.spec,

@@ -326,13 +326,31 @@ def test_samples_need_be_no_power_of_two(recwarn: pytest.WarningsRecorder) -> No
     assert len(recwarn) == 0
 
 
-@pytest.mark.parametrize("method", ["sobol", "halton"])
+@pytest.mark.parametrize("method", ["sobol", "halton", "saltelli"])
 def test_more_samples_keep_the_points_to_the_last_bit(method: str) -> None:
     text = SOBOL.replace("sobol", method)
+    block = 6 if method == "saltelli" else 1
     most = make(HEAD + text.replace("samples = 8", "samples = 999"))
+    assert len(most.scenarios) == 999 * block
     for samples in (1, 2, 7, 8, 64, 500):
         fewer = make(HEAD + text.replace("samples = 8", f"samples = {samples}"))
-        assert repr(fewer.scenarios) == repr(most.scenarios[:samples])
+        assert repr(fewer.scenarios) == repr(most.scenarios[: samples * block])
+
+
+def test_samples_of_a_saltelli_design_are_blocks_of_points() -> None:
+    spec = make(HEAD + SOBOL.replace("sobol", "saltelli"))
+    assert names(spec) == [f"sample={i}" for i in range(8 * 6)]
+    ranges = ["beta", "share", "size", "policy"]
+    firsts = []
+    for block in range(8):
+        a, *mixed, b = spec.scenarios[6 * block : 6 * block + 6]
+        for name, own in zip(ranges, mixed, strict=True):
+            assert own.parameters == {**a.parameters, name: b.parameters[name]}
+        firsts.append(a.parameters["beta"])
+    assert len({*firsts}) == 8
+    assert spec.design is not None
+    assert [*spec.design.describe()][:1] == ["design saltelli: 8 samples, 48 points"]
+    assert repr(again(spec).scenarios) == repr(spec.scenarios)
 
 
 def test_a_design_is_crossed_with_scenarios_and_sweep() -> None:
@@ -389,12 +407,11 @@ print(json.dumps([s.name for s in other.scenarios]))
         assert json.loads(launch.output) == names(spec)
 
 
-def test_without_scipy_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    [sentence] = told(HEAD + SOBOL)
-    way = "[design] method: 'sobol' needs scipy; install it by pip install "
-    assert sentence.startswith(way + "scipy (")
+def test_without_salib_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "SALib.sample", None)
+    [sentence] = told(HEAD + SOBOL.replace("sobol", "saltelli"))
+    way = "[design] method: 'saltelli' needs SALib; install it by pip install "
+    assert sentence.startswith(way + '"mpiens[sensitivity]" (')
 
 
 def test_points_written_out_have_to_be_those_of_the_design() -> None:
@@ -421,7 +438,8 @@ SAMPLES = "samples = 4\n"
         (
             'method = "lsh"\n' + SAMPLES + BETA,
             [
-                "[design] method: 'lsh' should be 'lhs', 'sobol', 'halton' or 'csv'",
+                "[design] method: 'lsh' should be 'lhs', 'sobol', 'halton', 'saltelli' "
+                "or 'csv'",
             ],
         ),
         (
@@ -863,14 +881,15 @@ def change(old: Spec, new: Spec) -> Change:
     return compare(old, new, fill(old), fill(new))
 
 
-@pytest.mark.parametrize("method", ["sobol", "halton"])
+@pytest.mark.parametrize("method", ["sobol", "halton", "saltelli"])
 def test_more_or_fewer_samples_are_growth(method: str) -> None:
     old = make(HEAD + SOBOL.replace("sobol", method))
+    block = 6 if method == "saltelli" else 1
     for samples in (5, 9, 16):
         text = SOBOL.replace("sobol", method).replace("= 8", f"= {samples}", 1)
         new = make(HEAD + text)
         assert change(again(old), new) == Change((), grows=True, relays=True)
-        kept = min(samples, 8)
+        kept = block * min(samples, 8)
         assert match(old, new) == {i: i for i in range(kept)}
     assert change(again(old), old).none
 

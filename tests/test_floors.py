@@ -20,7 +20,7 @@ FLOORS = {
         *("fault", "expression", "cube", "design", "calibrate"),
         *("alignment", "pieces", "joining", "windows", "curves"),
         *("spec", "points", "bands", "intervals", "difference", "depth"),
-        *("precision", "pool"),
+        *("precision", "indices", "pool"),
         *("checks", "reader", "streams", "row", "observed", "loss"),
         *(
             "outcome",
@@ -56,6 +56,7 @@ FLOORS = {
         *(
             "summary",
             "central",
+            "sensitivity",
             "replication",
             "aggregation",
             "assembly",
@@ -79,7 +80,7 @@ FLOORS = {
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
-HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray", "optuna")
+HEAVY = ("pydantic", "rich", "scipy", "pandas", "pyarrow", "xarray", "optuna", "SALib")
 
 
 def parse(file: Path) -> ast.Module:

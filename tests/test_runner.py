@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
-from conftest import write
+from conftest import Launcher, write
 
 from mpiens.bell import Bell
 from mpiens.child import Cell, ask_child
@@ -589,6 +590,42 @@ def test_a_runner_takes_long_turns_and_stays_as_nice_as_it_was(tmp_path: Path) -
 
     found = np.frombuffer(ask_child(act).values[0][0])
     assert found.tolist() == [os.SCHED_OTHER, nice, 0.1, 0.0]
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["alone", "told otherwise"])
+def test_a_runner_keeps_the_memory_of_one_step_for_the_next(
+    launcher: Launcher, tmp_path: Path, told: bool
+) -> None:
+    model = """
+    import resource
+    import numpy as np
+
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def step():
+        return [np.ones(1 << 17) for _ in range(32)]  # 1 MiB each
+
+    def simulate():
+        step()
+        before = faults()
+        for _ in range(10):
+            step()
+        return {"faults": faults() - before}
+    """
+    write(tmp_path, "model.py", model)
+    spec = '[ensemble]\nmodel = "model.py:simulate"\nreplicates = 1\nseed = 1\n'
+    write(tmp_path, "run.toml", spec)
+    own = {"MALLOC_TRIM_THRESHOLD_": str(128 << 10)} if told else {}
+    ran = launcher.run([sys.executable, "-m", "mpiens", "run.toml"], **own)
+    assert ran.code == 0, ran.errors
+    with h5py.File(tmp_path / "run.h5") as file:
+        faults = file["/series/faults"][0, 0]
+    pages = 10 * 32 * (1 << 20) / os.sysconf("SC_PAGE_SIZE")
+    if told:
+        assert faults > pages / 2, "else this test would tell nothing"
+    else:
+        assert faults < pages / 100
 
 
 def test_what_the_runner_was_not_given_can_be_given_back(tmp_path: Path) -> None:

@@ -125,6 +125,32 @@ def test_the_survivors_complete_the_file(
 
 
 @pytest.mark.parametrize("rank", [0, 2])
+def test_survivors_run_as_many_replicates_as_it_takes(job: Launcher, rank: int) -> None:
+    spec = SPEC.replace("replicates = 200", "replicates = 20")
+    spec += """
+    [precision]
+    output = "walk"
+    summary = "peak"
+    width = 2.0
+    batch = 20
+    max_replicates = 200
+    """
+    (job.folder / "sweep.toml").write_text(spec)
+    whole = job.mpiens("-n", "2", "sweep.toml", "-o", "whole.h5")
+    assert whole.code == 0, whole.errors
+    took = (job.folder / "begun").stat().st_size
+    assert 80 < took < TASKS, "some were not needed"
+    (job.folder / "begun").unlink()
+    launch = job.start_ranks("openmpi", 4, "sweep.toml", tolerant=True)
+    await_begun(launch, job.folder, 60)
+    os.kill(supervisors(launch)[rank], signal.SIGKILL)
+    launch.wait(60)
+    assert launch.code == 0, launch.errors
+    assert "1 of 4 ranks lost, going on with 3" in launch.errors
+    assert job.digest("sweep.h5") == job.digest("whole.h5")
+
+
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_stopped_rank_is_ended_and_the_others_go_on(
     job: Launcher, calm: str, rank: int
 ) -> None:
