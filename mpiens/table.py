@@ -174,7 +174,7 @@ class Table:
         """Draw a summary of every scenario, how sure its median is, and how to be."""
         drawn = Grid(_name(output, kind))
         columns = ["replicates", "mean", f"median {self._band}"]
-        columns += [f"median {self._sure}", "replicates for half of that"]
+        columns += [f"median, {self._sure}", "replicates for half of that"]
         drawn.add_columns("scenario", columns)
         confidence = self._layout.spec.bands.confidence
         for index, entry in enumerate(shown):
@@ -194,16 +194,17 @@ class Table:
 
     @property
     def _sure(self) -> str:
-        return f"[{_percent(self._layout.spec.bands.confidence)} sure]"
+        return f"{_percent(self._layout.spec.bands.confidence)} sure"
 
     def _draw_verdicts(self, shown: list[Entry], output: Output, kind: str) -> Any:
         """Draw whether each scenario is better than its baseline, and how surely."""
-        better = "better" if self._layout.spec.bands.better else "lower"
+        wanted, timed = self._layout.spec.bands.better, kind == "peak_time"
         paired = self._layout.spec.ensemble.pairing == "common"
-        drawn = Grid(f"{_name(output, kind)}: against the baseline")
-        columns = [f"mean difference {self._sure}", f"differences {self._band}"]
-        columns += [f"averted {self._sure}"]
-        columns += [f"probability of being {better} {self._sure}"]
+        word = ("later" if wanted == "higher" else "earlier") if timed else "better"
+        drawn = Grid(f"{_name(output, kind)}: against the baseline, {self._sure}")
+        columns = ["mean difference", f"differences {self._band}"]
+        columns += ["gained" if wanted == "higher" else "averted"] * (not timed)
+        columns += [f"probability of being {word if timed or wanted else 'lower'}"]
         columns += ["pairing saves"] * paired + ["replicates for half the width"]
         drawn.add_columns("scenario", columns)
         for entry in shown:
@@ -211,11 +212,14 @@ class Table:
             verdict, spread = line.verdict, line.difference
             if verdict is None or spread is None:
                 continue
+            share, interval = verdict.averted, verdict.averted_interval
+            if wanted == "higher":
+                share, interval = -share, (-interval[1], -interval[0])
             cells = [
                 f"{entry.name} vs {entry.baseline}",
                 _enclose(verdict.mean, verdict.mean_interval),
                 f"{_write(spread.low)} to {_write(spread.high)}",
-                _enclose(verdict.averted, verdict.averted_interval, _share),
+                *[_enclose(share, interval, _share)] * (not timed),
                 _enclose(verdict.better, verdict.better_interval, _share),
             ]
             if paired:
@@ -232,7 +236,7 @@ class Table:
         kinds = [k for own, k in self._layout.summaries() if own.name == output.name]
         title = f"{_name(output, takeoff.summary)} above {takeoff.above:g}: took off"
         drawn = Grid(title)
-        columns = ["replicates", f"share {self._sure}"]
+        columns = ["replicates", f"share, {self._sure}"]
         columns += [f"{kind.replace('_', ' ')}, median {self._band}" for kind in kinds]
         drawn.add_columns("scenario", columns)
         for index, entry in enumerate(shown):
@@ -280,17 +284,16 @@ class Table:
 
     def _draw_effects(self, effects: Effects) -> Any:
         """Draw what each parameter of a design does to a summary."""
-        title = f"{_name(effects.output, effects.kind)}: what the parameters do"
-        if len(self._layout.spec.cases) > 1:
-            title += f", {effects.case}"
-        told, sure = effects.told, self._sure
+        what = f"{_name(effects.output, effects.kind)}: what the parameters do"
+        case = f", {effects.case}" * (len(self._layout.spec.cases) > 1)
+        drawn = Grid(f"{what}{case}, {self._sure}")
+        told = effects.told
         columns = {
-            "first": (f"share of variance that is its alone {sure}", _share),
-            "total": (f"that it takes part in {sure}", _share),
-            "correlation": (f"rank correlation {sure}", _write),
+            "first": ("share of variance that is its alone", _share),
+            "total": ("that it takes part in", _share),
+            "correlation": ("rank correlation", _write),
         }
         shown = {name: own for name, own in columns.items() if name in told}
-        drawn = Grid(title)
         drawn.add_columns("parameter", [text for text, _ in shown.values()])
         for index, factor in enumerate(effects.factors):
             cells = [

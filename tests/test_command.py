@@ -674,14 +674,15 @@ def test_the_table_compares_with_the_baseline_in_thousands(
     assert launch.code == 0, launch.errors
     lines = [" ".join(line.split()) for line in launch.output.splitlines()]
     assert "infected, final ([agents])" in lines
-    heading = "scenario replicates mean median [10%, 90%] median [95% sure]"
+    heading = "scenario replicates mean median [10%, 90%] median, 95% sure"
     assert f"{heading} replicates for half of that" in lines
     # of 11 the 2nd and the 9th are enough; of 44, which lie closer, those half as far
     own = "11 20,050 20,050 [20,010, 20,090] 20,010 to 20,080 44"
     assert f"baseline {own}" in lines
     own = "11 9,050 9,050 [9,010, 9,090] 9,010 to 9,080 44"
     assert f"masks [all], :b: {own}" in lines
-    heading = "scenario mean difference [95% sure] differences [10%, 90%]"
+    assert "infected, final ([agents]): against the baseline, 95% sure" in lines
+    heading = "scenario mean difference differences [10%, 90%]"
     assert any(line.startswith(f"{heading} averted") for line in lines)
     own = "-11,000 [-11,000, -11,000] -11,000 to -11,000"
     assert any(line.startswith(f"masks [all], :b: vs baseline {own}") for line in lines)

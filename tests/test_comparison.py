@@ -186,7 +186,8 @@ def test_the_table_answers_in_a_line(finished: Finished) -> None:
     lines = finished.launch.output.splitlines()
     start = next(i for i, line in enumerate(lines) if "against the baseline" in line)
     head, answer = lines[start + 2], lines[start + 4]
-    assert "mean difference [95% sure]" in head
+    assert lines[start].rstrip().endswith("against the baseline, 95% sure")
+    assert "mean difference" in head
     assert "probability of being better" in head
     assert ("pairing saves" in head) == finished.paired
     assert answer.split()[:3] == ["masks", "vs", "open"]

@@ -101,7 +101,7 @@ def test_covasims_bands_are_numpys_quantiles_of_covasim_run_directly(
 def epidemic(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
     """Two replicates of the example on two ranks, which make the town first."""
     folder = tmp_path_factory.mktemp("epidemic")
-    copy_example("epidemic", folder, {"replicates = 30": "replicates = 2"})
+    copy_example("epidemic", folder, {"replicates = 40": "replicates = 2"})
     launcher = Launcher(folder)
     launch = launcher.ranks("mpich", 2, "epidemic/sweep.toml", "-o", "epidemic.h5")
     assert launch.code == 0, launch.errors
