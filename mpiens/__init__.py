@@ -3,19 +3,30 @@
 Importing this package starts nothing: no MPI, no HDF5, no threads.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpiens.fault import SpecError
     from mpiens.joining import Joined, join
+    from mpiens.notebook import open_file as open
+    from mpiens.notebook import run
 
-__all__ = ["Joined", "join"]
+__all__ = ["Joined", "SpecError", "join", "open", "run"]
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Joined": ("joining", "Joined"),
+    "SpecError": ("fault", "SpecError"),
+    "join": ("joining", "join"),
+    "open": ("notebook", "open_file"),
+    "run": ("notebook", "run"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Return what is public here, and load its module only now."""
-    if name in __all__:
-        from mpiens import joining  # noqa: PLC0415
-
-        return getattr(joining, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, own = _PLACES[name]
+    return getattr(importlib.import_module(f"mpiens.{module}"), own)

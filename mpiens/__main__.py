@@ -15,27 +15,35 @@ from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
-from mpiens import __version__, compilation  # noqa: E402
+from mpiens import compilation  # noqa: E402
 from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
 from mpiens.shard import Shard, default_file  # noqa: E402
 from mpiens.trouble import STOPPED_EARLY, WRONG_INPUT, Trouble  # noqa: E402
 
+_COMPLETING = "_ARGCOMPLETE"  # set by a shell that wants words completed
 USAGE = """\
 mpiens SPEC.toml [options]              run it, or go on with it
        mpiens check SPEC.toml                  all faults of a spec, else the plan
        mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
        mpiens show FILE                        the answer as a table, CSV, Parquet, JSON
+       mpiens plot FILE                        fan charts and other pictures
+       mpiens report FILE                      a page for a colleague
+       mpiens watch FILE                       a running file, again and again
        mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
        mpiens replay FILE --trial K            a calibration's trial again
        mpiens merge FILE... -o FILE            shards of one ensemble become one file
-       mpiens bench                            what these ranks and this disk give"""
+       mpiens bench                            what these ranks and this disk give
+       mpiens init SPEC.toml                   a spec and a model to start from
+       mpiens completion bash                  what lets the shell complete words"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
     compilation.share_cache(os.environ)
     words = sys.argv[1:] if arguments is None else arguments
+    if _COMPLETING in os.environ:
+        _complete_words()
     if words and words[0] in _COMMANDS:
         options = _COMMANDS[words[0]]().parse_args(words[1:])
     else:
@@ -52,6 +60,28 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell_faults(error: SpecError) -> int:
     print("\n".join(error.lines()), file=sys.stderr)
     return WRONG_INPUT
+
+
+def _complete_words() -> None:
+    """Tell the shell what the words so far may go on with, and end."""
+    import argcomplete  # noqa: PLC0415
+    from argcomplete.completers import FilesCompleter  # noqa: PLC0415
+
+    typed = os.environ.get("COMP_LINE", "").split(maxsplit=2)
+    begun = len(typed) > 2 or os.environ.get("COMP_LINE", "").endswith(" ")
+    if len(typed) > 1 and begun and typed[1] in _COMMANDS:
+        # the command stands for the program: it has a parser of its own
+        os.environ[_COMPLETING] = str(int(os.environ[_COMPLETING]) + 1)
+        argcomplete.autocomplete(_COMMANDS[typed[1]]())
+    parser = _run_parser()
+    files = FilesCompleter(["toml", "json"])
+
+    def complete(prefix: str, **rest: Any) -> list[str]:
+        commands = [name for name in _COMMANDS if name.startswith(prefix)]
+        return [*commands, *files(prefix, **rest)]
+
+    parser._actions[1].completer = complete  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -237,6 +267,61 @@ def _write_frame(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plot(options: argparse.Namespace) -> int:
+    from mpiens import picture  # noqa: PLC0415
+    from mpiens.store import Store  # noqa: PLC0415
+    from mpiens.view import View  # noqa: PLC0415
+
+    view = View(
+        Store(options.file),
+        outputs=tuple(options.output),
+        scenarios=tuple(options.scenario),
+        log=options.log,
+        over=options.over,
+    )
+    file = options.to or Path(f"{options.file.stem}.png")
+    picture.draw(view, file, kind=options.kind, size=options.size, style=options.style)
+    print(file)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mpiens import report  # noqa: PLC0415
+
+    page = options.output or Path(f"{options.file.stem}.html")
+    report.write_report(options.file, page)
+    print(page)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from mpiens import watch  # noqa: PLC0415
+
+    try:
+        return watch.watch(options.file, every=options.every, once=options.once)
+    except KeyboardInterrupt:  # who has seen enough
+        return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from mpiens import starter  # noqa: PLC0415
+
+    for path in starter.write_starter(options.spec):
+        print(path)
+    print(f"now try: mpiens -n 2 {options.spec}", file=sys.stderr)
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    try:
+        from argcomplete.shell_integration import shellcode  # noqa: PLC0415
+    except ImportError as error:
+        text = f'this needs argcomplete: pip install "mpiens[complete]" ({error})'
+        raise SpecError([Fault("", text)]) from error
+    print(shellcode(["mpiens"], shell=options.shell))
+    return 0
+
+
 def _print_tables(file: Path) -> None:
     """Print the answer, and that of the ensemble which confirms a calibration."""
     from mpiens import confirm  # noqa: PLC0415
@@ -287,9 +372,27 @@ def _run_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on although the model's code has changed",
     )
-    parser.add_argument("--version", action="version", version=f"mpiens {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0)
     parser.set_defaults(act=_run)
     return parser
+
+
+class _Version(argparse.Action):
+    """Print what matters for a report of a bug, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from mpiens import provenance  # noqa: PLC0415
+
+        print("\n".join(provenance.describe()))
+        try:
+            print(_load_mpi().library())
+        except SpecError as error:
+            print(f"no MPI: {error.faults[0].text}")
+        import h5py  # noqa: PLC0415  (after MPI, as in a run)
+
+        parallel = "with" if h5py.get_config().mpi else "without"
+        print(f"HDF5 {h5py.version.hdf5_version}, {parallel} MPI")
+        parser.exit()
 
 
 def _check_parser() -> argparse.ArgumentParser:
@@ -411,6 +514,93 @@ def _show_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _plot_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens plot",
+        description="Draw a result file, complete or not: fans of curves, differences, "
+        "summaries, points of a design, a cube, a calibration, joined curves.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument(
+        *("-o", "--to"), type=Path, metavar="PICTURE", help=".png, .svg or .pdf"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=[
+            "fans",
+            "differences",
+            "summaries",
+            "points",
+            "cube",
+            "search",
+            "joined",
+        ],
+        help="what to draw; without it what suits the file",
+    )
+    parser.add_argument(
+        "--output", action="append", default=[], metavar="NAME", help="only this one"
+    )
+    parser.add_argument(
+        "--scenario", action="append", default=[], metavar="NAME", help="only this one"
+    )
+    parser.add_argument("--over", action="store_true", help="scenarios over each other")
+    parser.add_argument("--log", action="store_true", help="a logarithmic scale")
+    parser.add_argument("--size", choices=["column", "page"], default="page")
+    parser.add_argument(
+        "--style", type=Path, metavar="FILE", help="a style sheet of matplotlib"
+    )
+    parser.set_defaults(act=_plot)
+    return parser
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens report",
+        description="Write one page with the answer, charts, failures, and how it was "
+        "made; it needs no other file and no network.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html")
+    parser.set_defaults(act=_report)
+    return parser
+
+
+def _watch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens watch",
+        description="Follow a file while it is being written, from any machine that "
+        "sees it, until it is complete.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--every", type=_amount, default=5.0, metavar="SECONDS")
+    parser.add_argument("--once", action="store_true", help="look once, and end")
+    parser.set_defaults(act=_watch)
+    return parser
+
+
+def _init_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens init",
+        description="Write a spec and a model to start from, line by line explained.",
+    )
+    parser.add_argument(
+        "spec", type=Path, nargs="?", default=Path("sweep.toml"), metavar="SPEC.toml"
+    )
+    parser.set_defaults(act=_init)
+    return parser
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiens completion",
+        description='Print what lets a shell complete words: eval "$(mpiens completion '
+        'bash)" in ~/.bashrc.',
+    )
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
+    parser.set_defaults(act=_completion)
+    return parser
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -439,6 +629,11 @@ _COMMANDS = {
     "replay": _replay_parser,
     "merge": _merge_parser,
     "bench": _bench_parser,
+    "plot": _plot_parser,
+    "report": _report_parser,
+    "watch": _watch_parser,
+    "init": _init_parser,
+    "completion": _completion_parser,
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from types import FrameType
 from mpiens.child import die_with
 from mpiens.deadline import BEGUN, STOP_FILE
 from mpiens.fault import SpecError
+from mpiens.lock import is_held
 from mpiens.progress import tell_terminals
 from mpiens.store import PARTIAL, Store
 
+PATIENCE = 10.0  # seconds, for ranks to notice that their launcher has gone
 TRIES = 20  # how often a job that loses ranks is started again, at most
 OWN_CODES = (0, 2, 3, 4, 75)  # of ranks that end by themselves
 _ONCE = ("--fresh", "--retry-failed")  # what a second start must not do again
@@ -69,6 +72,7 @@ class Launch:
             )
             if self._stop.with_name(BEGUN).exists():
                 self.command = [word for word in self.command if word not in _ONCE]
+            self._await_end()
             code = self._run_once()
             if code not in OWN_CODES and self._count_done() <= done:
                 break  # no progress: it would go on like that
@@ -85,6 +89,12 @@ class Launch:
         ) as self._process:
             code = self._process.wait()
         return code if code >= 0 else 128 - code
+
+    def _await_end(self) -> None:
+        """Wait for ranks that outlive their launcher by a moment, and hold the file."""
+        end = time.monotonic() + PATIENCE
+        while self.file is not None and is_held(self.file) and time.monotonic() < end:
+            time.sleep(0.02)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame

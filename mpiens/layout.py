@@ -436,6 +436,7 @@ class Layout:
             "status": (np.uint8, None, status),
             "checksum": (np.uint64, None, checked),
             "seconds": (np.float64, np.nan, {"units": "s"}),
+            "ended": (np.float64, np.nan, _TIME),
             "attempts": (np.uint16, None, {}),
             "rank": (np.int32, -1, {"long_name": "rank that ran the task"}),
         }

@@ -10,13 +10,31 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 
 from mpiens.fault import Fault, SpecError
 
 SUFFIX = ".lock"
+_FLOCK = struct.Struct("@hhqqi4x")  # type, whence, start, length, process
 _NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def is_held(file: Path) -> bool:
+    """Whether a run is at work on a file, on whichever machine; nothing is locked."""
+    try:
+        handle = os.open(file.with_name(file.name + SUFFIX), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        told = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
+        return bool(_FLOCK.unpack(told)[0] != fcntl.F_UNLCK)
+    except OSError:  # a file system without locks: the lock's file is all there is
+        return True
+    finally:
+        os.close(handle)
 
 
 class Lock:

@@ -340,6 +340,28 @@ TAG_GATHER = 1
 def start() -> Comm:
     """Start MPI and return the world; LaunchError where the launcher is a wrong one."""
     sys.excepthook = _abort
+    _initialise()
+    world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
+    signal.alarm(0)
+    if world.size == 1 and (wanted := _launched_size()) > 1:
+        raise LaunchError(
+            f"the launcher started {wanted} processes, but each is alone for "
+            f"{library()}; use the mpiexec of this MPI "
+            f"({find_mpiexec() or 'none found'}) or mpiens -n N"
+        )
+    return world
+
+
+def adopt(raw: MPI.Intracomm | None) -> Comm:
+    """Return a copy of a caller's communicator, or of that of this process only."""
+    if not MPI.Is_initialized():
+        _initialise()
+        signal.alarm(0)
+    return Comm((MPI.COMM_SELF if raw is None else raw).Dup())
+
+
+def _initialise() -> None:
+    """Start MPI where nobody has; the alarm that is set is the caller's to unset."""
     if not MPI.Is_initialized():
         # Open MPI 5 complains of this component, which shared windows never use
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
@@ -352,15 +374,6 @@ def start() -> Comm:
         signal.alarm(patience + _launched_size() // 10)
         with tied(_launched_size()):
             MPI.Init_thread(MPI.THREAD_FUNNELED)
-    world = Comm(MPI.COMM_WORLD.Dup(), _is_tolerant())
-    signal.alarm(0)
-    if world.size == 1 and (wanted := _launched_size()) > 1:
-        raise LaunchError(
-            f"the launcher started {wanted} processes, but each is alone for "
-            f"{library()}; use the mpiexec of this MPI "
-            f"({find_mpiexec() or 'none found'}) or mpiens -n N"
-        )
-    return world
 
 
 def alone() -> Comm:

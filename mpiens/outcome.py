@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,19 @@ PRINTED = "The model's last lines of output:"
 # kinds of frames between a supervisor and its runner: the first two are orders, the
 # others are news; the last is that of a supervisor itself, which gives tasks back
 ROW, TASKS, BATCH, FAILURE, DESCRIBE, STEP, BACK = range(7)
+
+
+def find_ends(seconds: NDArray[np.float64], ranks: Ranks, now: float) -> Any:
+    """Return when each task ended, had its rank worked without a break until now.
+
+    Of each rank they are in the order in which they were run.
+    """
+    order = np.argsort(ranks, kind="stable")
+    sums, own = np.cumsum(seconds[order]), ranks[order]
+    after = np.searchsorted(own, own, side="right") - 1  # the last one of its rank
+    ends = np.empty(len(sums))
+    ends[order] = now - (sums[after] - sums)
+    return ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +62,16 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = getattr(module, "__version__", "") or metadata.version(name)
     return found
+
+
+def describe() -> Iterator[str]:
+    """Yield the versions that matter for a report of a bug, a line each."""
+    yield f"mpiens {__version__}"
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield f"Python {platform.python_version()}, {system}"
+    for name in (*PACKAGES, "scipy", "pydantic"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)}"
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -42,12 +43,12 @@ from mpiens.layout import (
     UNUSED,
     Layout,
 )
-from mpiens.outcome import Batch, Failure, Ranks
+from mpiens.outcome import Batch, Failure, Ranks, find_ends
 from mpiens.row import as_bytes, checksum
 
 PARTIAL = ".partial"
 SYNC_SECONDS = 1e-3  # between two looks around while a disk takes its time
-_COLUMNS = ("checksum", "seconds", "attempts", "rank")
+_COLUMNS = ("checksum", "seconds", "ended", "attempts", "rank")
 
 
 class Store:
@@ -115,6 +116,7 @@ class Store:
     def write(self, batch: Batch, ranks: Ranks) -> None:
         """Keep finished tasks: rows, then what is known of them, then their status."""
         tasks = batch.records["task"]
+        ended = find_ends(batch.records["seconds"], ranks, time.time())
         breaks = (np.flatnonzero(np.diff(tasks) != 1) + 1).tolist()
         for start, end in pairwise([0, *breaks, len(tasks)]):
             records, rows = batch.records[start:end], batch.rows[start:end]
@@ -123,6 +125,7 @@ class Store:
                 self._write_tasks(f"/series/{output.name}", first, rows[output.name])
             for name in ("seconds", "attempts", "checksum"):
                 self._write_tasks(f"/tasks/{name}", first, records[name])
+            self._write_tasks("/tasks/ended", first, ended[start:end])
             self._write_tasks("/tasks/rank", first, ranks[start:end])
             self._set_status(first, len(rows), DONE)
 
@@ -132,7 +135,7 @@ class Store:
             fill = np.full((1, *output.shape), output.fill, dtype=output.dtype)
             self._write_tasks(f"/series/{output.name}", failure.task, fill)
         values = {"seconds": failure.seconds, "attempts": failure.attempts}
-        values |= {"rank": rank, "checksum": 0}
+        values |= {"ended": time.time(), "rank": rank, "checksum": 0}
         for name, value in values.items():
             self._write_tasks(f"/tasks/{name}", failure.task, np.array([value]))
         self.write_failure(failure.task, failure.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,13 @@ from mpiens.sensitivity import Effects, read_effects
 from mpiens.spec import Step, Takeoff
 from mpiens.store import Store
 from mpiens.summary import differ
+from mpiens.wording import (
+    enclose,
+    name_summary,
+    write_number,
+    write_percent,
+    write_share,
+)
 
 Floats = NDArray[np.float64]
 FAILURES_SHOWN = 5
@@ -52,7 +59,7 @@ class Spread:
         return cls(float(bands.mean(samples)), float(median), float(low), float(high))
 
     def __str__(self) -> str:
-        return f"{_write(self.median)} [{_write(self.low)}, {_write(self.high)}]"
+        return enclose(self.median, (self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,17 @@ class Table:
         self._failed = store.status.reshape(shape) == FAILED
         self._fit = Fit(store) if store.layout.spec.calibrate else None
 
+    @property
+    def _whole(self) -> bool:
+        """Whether all has been made of the rows: of those of shards it is not."""
+        return self.digest is not None and self._layout.shard is None
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many tasks are done, have failed, and are pending."""
+        done, failed = int(self._done.sum()), int(self._failed.sum())
+        return done, failed, self._total - done - failed
+
     @cached_property
     def entries(self) -> list[Entry]:
         """Every scenario."""
@@ -104,8 +122,7 @@ class Table:
 
     def to_json(self) -> str:
         """Return one JSON object; what has no value is null."""
-        done, failed = int(self._done.sum()), int(self._failed.sum())
-        pending = self._total - done - failed
+        done, failed, pending = self.counts
         document = {
             "complete": self.digest is not None,
             "digest": self.digest,
@@ -151,7 +168,7 @@ class Table:
         )
         if self._fit is not None:
             console.print(self._fit.draw())
-            for text in [*self._fit.remarks(), *self._remarks()]:
+            for text in [*self._fit.remarks(), *self.remarks()]:
                 console.print(text, soft_wrap=True, markup=False)
             return
         shown = [*itertools.islice(self._make_entries(), SCENARIOS_SHOWN)]
@@ -167,12 +184,12 @@ class Table:
             console.print(self._draw_aggregates(shown, scalars))
         for verdict in judge(self._store):
             console.print(str(verdict), soft_wrap=True, markup=False)
-        for text in self._remarks():
+        for text in self.remarks():
             console.print(text, soft_wrap=True, markup=False)
 
     def _draw(self, shown: list[Entry], output: Output, kind: str) -> Any:
         """Draw a summary of every scenario, how sure its median is, and how to be."""
-        drawn = Grid(_name(output, kind))
+        drawn = Grid(name_summary(output, kind))
         columns = ["replicates", "mean", f"median {self._band}"]
         columns += [f"median, {self._sure}", "replicates for half of that"]
         drawn.add_columns("scenario", columns)
@@ -182,26 +199,30 @@ class Table:
             values = samples(self._store, output, kind, index)[self._done[index]]
             [[low, high]] = enclose_quantiles(np.sort(values), (0.5,), confidence)
             enough = predict_count(values, 0.5, 0.5, confidence=confidence)
-            cells = [entry.name, str(entry.done), _write(own.mean), str(own)]
-            cells += [f"{_write(low)} to {_write(high)}" if low <= high else "-"]
+            cells = [entry.name, str(entry.done), write_number(own.mean), str(own)]
+            cells += [
+                f"{write_number(low)} to {write_number(high)}" if low <= high else "-"
+            ]
             cells += ["-" if enough is None else f"{enough:,}"]
             drawn.add_row(cells)
         return drawn.drawn
 
     @property
     def _band(self) -> str:
-        return f"[{_percent(self._levels[0])}, {_percent(self._levels[-1])}]"
+        return f"[{write_percent(self._levels[0])}, {write_percent(self._levels[-1])}]"
 
     @property
     def _sure(self) -> str:
-        return f"{_percent(self._layout.spec.bands.confidence)} sure"
+        return f"{write_percent(self._layout.spec.bands.confidence)} sure"
 
     def _draw_verdicts(self, shown: list[Entry], output: Output, kind: str) -> Any:
         """Draw whether each scenario is better than its baseline, and how surely."""
         wanted, timed = self._layout.spec.bands.better, kind == "peak_time"
         paired = self._layout.spec.ensemble.pairing == "common"
         word = ("later" if wanted == "higher" else "earlier") if timed else "better"
-        drawn = Grid(f"{_name(output, kind)}: against the baseline, {self._sure}")
+        drawn = Grid(
+            f"{name_summary(output, kind)}: against the baseline, {self._sure}"
+        )
         columns = ["mean difference", f"differences {self._band}"]
         columns += ["gained" if wanted == "higher" else "averted"] * (not timed)
         columns += [f"probability of being {word if timed or wanted else 'lower'}"]
@@ -217,10 +238,10 @@ class Table:
                 share, interval = -share, (-interval[1], -interval[0])
             cells = [
                 f"{entry.name} vs {entry.baseline}",
-                _enclose(verdict.mean, verdict.mean_interval),
-                f"{_write(spread.low)} to {_write(spread.high)}",
-                *[_enclose(share, interval, _share)] * (not timed),
-                _enclose(verdict.better, verdict.better_interval, _share),
+                enclose(verdict.mean, verdict.mean_interval),
+                f"{write_number(spread.low)} to {write_number(spread.high)}",
+                *[enclose(share, interval, write_share)] * (not timed),
+                enclose(verdict.better, verdict.better_interval, write_share),
             ]
             if paired:
                 saved = verdict.reduction
@@ -234,7 +255,9 @@ class Table:
     ) -> Any:
         """Draw how many replicates took off, and the summaries of those alone."""
         kinds = [k for own, k in self._layout.summaries() if own.name == output.name]
-        title = f"{_name(output, takeoff.summary)} above {takeoff.above:g}: took off"
+        title = (
+            f"{name_summary(output, takeoff.summary)} above {takeoff.above:g}: took off"
+        )
         drawn = Grid(title)
         columns = ["replicates", f"share, {self._sure}"]
         columns += [f"{kind.replace('_', ' ')}, median {self._band}" for kind in kinds]
@@ -243,7 +266,7 @@ class Table:
             off = self._took_off(index, output, takeoff)
             told = self._tell_takeoff(index, off)
             cells = [entry.name, str(told["count"])]
-            cells.append(_enclose(told["share"], told["interval"], _share))
+            cells.append(enclose(told["share"], told["interval"], write_share))
             for kind in kinds:
                 own = samples(self._store, output, kind, index)[off]
                 cells.append(str(Spread.of(own, self._levels)))
@@ -279,25 +302,24 @@ class Table:
     @cached_property
     def _effects(self) -> list[Effects]:
         """What the parameters of a sampled design do, once all tasks are finished."""
-        whole = self.digest is not None and self._layout.shard is None
-        return [*read_effects(self._store)] if whole else []
+        return [*read_effects(self._store)] if self._whole else []
 
     def _draw_effects(self, effects: Effects) -> Any:
         """Draw what each parameter of a design does to a summary."""
-        what = f"{_name(effects.output, effects.kind)}: what the parameters do"
+        what = f"{name_summary(effects.output, effects.kind)}: what the parameters do"
         case = f", {effects.case}" * (len(self._layout.spec.cases) > 1)
         drawn = Grid(f"{what}{case}, {self._sure}")
         told = effects.told
         columns = {
-            "first": ("share of variance that is its alone", _share),
-            "total": ("that it takes part in", _share),
-            "correlation": ("rank correlation", _write),
+            "first": ("share of variance that is its alone", write_share),
+            "total": ("that it takes part in", write_share),
+            "correlation": ("rank correlation", write_number),
         }
         shown = {name: own for name, own in columns.items() if name in told}
         drawn.add_columns("parameter", [text for text, _ in shown.values()])
         for index, factor in enumerate(effects.factors):
             cells = [
-                _enclose(
+                enclose(
                     told[name][index], tuple(told[f"{name}_interval"][index]), write
                 )
                 for name, (_, write) in shown.items()
@@ -316,19 +338,15 @@ class Table:
             self._store.read(f"/aggregate/{output.name}").tolist() for output in scalars
         ]
         for entry, own in zip(shown, zip(*values, strict=True), strict=False):
-            drawn.add_row([entry.name, *(_write(float(value)) for value in own)])
+            drawn.add_row([entry.name, *(write_number(float(value)) for value in own)])
         return drawn.drawn
 
-    def _remarks(self) -> Iterator[str]:
+    def remarks(self) -> Iterator[str]:
+        """Yield what there is to know beside the tables, a line each."""
         attributes = self._store.attributes
-        done, failed = int(self._done.sum()), int(self._failed.sum())
+        done, failed, _ = self.counts
         total = self._total
-        if self._layout.spec.calibrate is None:
-            yield from self._tell_bands()
-            yield from self._tell_outlying() if self.digest else ()
-            yield from self._tell_precision() if self.digest else ()
-            yield from self._tell_noise()
-            yield from tell_coverage(self._store) if self.digest else ()
+        yield from self.caveats()
         rest = len(self._layout.spec.scenarios) - SCENARIOS_SHOWN
         if rest > 0 and self._fit is None:
             yield f"and {rest:,} scenarios more: mpiens show --csv has them all"
@@ -360,6 +378,15 @@ class Table:
         revision = attributes.get("code_revision") or "no revision"
         yield f"{attributes['source']}, {spec.simulator} ({revision})"
 
+    def caveats(self) -> Iterator[str]:
+        """Yield what is to be known of the numbers in the tables, a line each."""
+        if self._layout.spec.calibrate is None:
+            yield from self._tell_bands()
+            yield from self._tell_outlying() if self._whole else ()
+            yield from self._tell_precision() if self._whole else ()
+            yield from self._tell_noise()
+            yield from tell_coverage(self._store) if self.digest else ()
+
     def _tell_bands(self) -> Iterator[str]:
         """Say what bands of so few replicates hold, and what they do not tell."""
         counts = self._done.sum(axis=1)
@@ -370,13 +397,13 @@ class Table:
         if len(levels) > 1:
             share = expect_share(fewest, levels[0], levels[-1])
             yield (
-                f"of {fewest} replicates {self._band} holds some {_share(share)} of "
-                "future ones; .prediction in the file has what holds the share that is "
-                "named"
+                f"of {fewest} replicates {self._band} holds some {write_share(share)} "
+                "of future ones; .prediction in the file has what holds the share that "
+                "is named"
             )
         short = [p for p in levels if find_least(p, confidence) > fewest]
         if short:
-            names = " and ".join(map(_percent, short))
+            names = " and ".join(map(write_percent, short))
             least = max(find_least(p, confidence) for p in short)
             yield (
                 f"{fewest} replicates are too few to say how far the {names} quantiles "
@@ -397,7 +424,10 @@ class Table:
             width = measure(self._store, spec, wanted, index, count)
             verdict = "tight enough" if width <= wanted.wanted else "still too wide"
             share = wanted.relative is not None
-            told = [_share(w) if share else _write(w) for w in (width, wanted.wanted)]
+            told = [
+                write_share(w) if share else write_number(w)
+                for w in (width, wanted.wanted)
+            ]
             yield (
                 f"precision of {what}: scenario {scenario.name} took {count:,} "
                 f"replicates for {told[0]} of {told[1]}: {verdict}"
@@ -412,7 +442,7 @@ class Table:
                 yield f"{what}: one replicate a point does not tell noise from effects"
             else:
                 yield (
-                    f"{what}: {_share(noise)} of the variance over the design is "
+                    f"{what}: {write_share(noise)} of the variance over the design is "
                     "noise of the replicates, which no parameter explains"
                 )
 
@@ -524,40 +554,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _name(output: Output, kind: str) -> str:
-    title = f"{output.name}, {kind.replace('_', ' ')}"
-    if output.units and kind != "peak_time":
-        title += f" ({output.units})"
-    return title
-
-
-def _write(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return (
-        f"{value:,.0f}"
-        if abs(value) >= 100 or value == round(value)
-        else f"{value:.3g}"
-    )
-
-
-def _enclose(
-    value: float,
-    interval: tuple[float, float],
-    write: Callable[[float], str] = _write,
-) -> str:
-    low, high = map(write, interval)
-    return f"{write(value)} [{low}, {high}]"
-
-
-def _share(value: float) -> str:
-    """Write a share, as percents."""
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else f"{value:+}"
-    return f"{100 * value:.3g}%"
-
-
-def _percent(level: float) -> str:
-    return f"{100 * level:g}%"

@@ -48,6 +48,27 @@ def test_outlying_curves_are_named_at_any_number_of_ranks(
     assert found[0] == found[1]
 
 
+def test_curves_of_shards_are_ranked_once_they_are_merged(
+    tmp_path: Path, launcher: Launcher
+) -> None:
+    write(tmp_path, "model.py", MODEL)
+    write(tmp_path, "run.toml", SPEC)
+    assert launcher.mpiens("run.toml").code == 3
+    for shard in ("0/2", "1/2"):
+        ran = launcher.mpiens("run.toml", "--shard", shard)
+        assert ran.code in (0, 3), ran.errors
+        assert "outlying" not in ran.output
+    shards = ["run.0-of-2.h5", "run.1-of-2.h5"]
+    merged = launcher.mpiens("merge", *shards, "-o", "merged.h5")
+    assert merged.code == 3, merged.errors
+    assert "outlying ill: scenario default, replicates 4, 11\n" in merged.output
+    found = []
+    for name in ("run.h5", "merged.h5"):
+        with h5py.File(tmp_path / name) as file:
+            found.append({k: v[:].tobytes() for k, v in file["curvewise/ill"].items()})
+    assert found[0] == found[1]
+
+
 def test_other_shares_are_made_of_the_rows_there_are(
     tmp_path: Path, launcher: Launcher
 ) -> None:

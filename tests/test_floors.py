@@ -30,6 +30,9 @@ FLOORS = {
             "request",
             "layout",
             "growth",
+            "wording",
+            "canvas",
+            "starter",
             "inquiry",
         ),
         *("deadline", "trouble", "progress", "grid", "compilation"),
@@ -68,11 +71,21 @@ FLOORS = {
             "foreground",
             "twice",
             "table",
+            "sentences",
             "frame",
+            "view",
+            "fans",
+            "charts",
+            "traces",
+            "picture",
+            "utilisation",
+            "report",
+            "watch",
             "root",
             "merge",
             "ensemble",
             "launch",
+            "notebook",
         ),
     ],
     "roof": ["bench", "__main__"],
@@ -120,7 +133,7 @@ def own(names: set[str]) -> set[str]:
 
 def below(file: Path) -> set[str]:
     """What a module may import; the package hands on what is public when asked."""
-    public = {"joining"}
+    public = {"fault", "joining", "notebook"}
     return public if file.stem == "__init__" else set(ORDER[: ORDER.index(file.stem)])
 
 

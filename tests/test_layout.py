@@ -283,7 +283,7 @@ def test_every_dataset_stands_where_the_design_says() -> None:
         wanted[f"/{name}"] = (name,)
     for name in ("grid_0", "grid_1", "bound", "prediction"):
         wanted[f"/{name}"] = (name,)
-    for name in ("status", "checksum", "seconds", "attempts", "rank"):
+    for name in ("status", "checksum", "seconds", "ended", "attempts", "rank"):
         wanted[f"/tasks/{name}"] = task
     outputs = {
         "infected": ("day",),

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,10 @@ def test_what_no_task_has_filled_reads_as_missing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_two_files_of_one_layout_have_the_same_bytes(tmp_path: Path) -> None:
+def test_two_files_of_one_layout_have_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1.8e9)  # when tasks ended is kept too
     texts = []
     for name in ("one.h5", "two.h5"):
         store = lay(tmp_path, make_layout(), name)
@@ -193,6 +197,24 @@ def test_two_files_of_one_layout_have_the_same_bytes(tmp_path: Path) -> None:
         store.close()
         texts.append((tmp_path / name).read_bytes())
     assert texts[0] == texts[1]
+
+
+def test_tasks_of_a_rank_ended_one_after_the_other(tmp_path: Path) -> None:
+    layout = make_layout()
+    store = lay(tmp_path, layout)
+    batch = make_batch(layout, [1, 2, 4, 8])  # they take an eighth of a second each
+    before = time.time()
+    store.write(batch, np.array([3, 0, 3, 3]))
+    after = time.time()
+    store.close()
+    with h5py.File(store.path, "r") as file:
+        assert file["/tasks/ended"].attrs["units"] == "seconds since 1970-01-01"
+        ended = file["/tasks/ended"][:].reshape(-1)
+    now = ended[8]
+    assert before <= now <= after
+    assert ended[2] == now, "the only one of its rank"
+    np.testing.assert_allclose(ended[[4, 1]], [now - 1, now - 1.5], rtol=0, atol=1e-5)
+    assert np.isnan(np.delete(ended, [1, 2, 4, 8])).all()
 
 
 class Cut(Exception):  # noqa: N818

@@ -1,0 +1,166 @@
+"""Fan charts: nested bands of curves, their median, some replicates; differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpiens.canvas import Canvas, colour, stroke, wrap
+from mpiens.row import Output
+from mpiens.view import Curves, View, label
+from mpiens.wording import write_percent
+
+Floats = NDArray[np.float64]
+
+REPLICATES = 3  # curves that are drawn with a fan
+OUTLYING = 5
+_LEGEND = 1.7  # inches that an entry of it takes
+
+
+def draw_fans(canvas: Canvas, view: View) -> Any:
+    """Draw every output that is a curve: a row each, with a column per scenario.
+
+    Or all scenarios over each other, with their outermost bands and medians alone.
+    """
+    outputs, scenarios = [*view.lines()], view.chosen
+    columns = 1 if view.over else len(scenarios)
+    figure, axes = canvas.lay_out(len(outputs), columns, share="row")
+    for output, row in zip(outputs, axes, strict=True):
+        for position, scenario in enumerate(scenarios):
+            axis = row[0 if view.over else position]
+            curves = view.curves(output, scenario)
+            if view.over:
+                _draw_over(axis, view, curves.band, position, view.name(scenario))
+            else:
+                _draw_fan(axis, view, curves)
+                axis.set_title(view.name(scenario))
+        _finish(row, output, label(output), log=view.log)
+    _explain(canvas, figure, axes)
+    return figure
+
+
+def draw_differences(canvas: Canvas, view: View) -> Any:
+    """Draw how curves differ from those of the baseline, with their bands.
+
+    Of a complete file with a baseline; a column for each scenario that is compared.
+    """
+    baselines = view.store.layout.spec.baselines
+    compared = [i for i in view.chosen if baselines[i] not in (None, i)]
+    outputs = [*view.lines()]
+    columns = 1 if view.over else len(compared)
+    figure, axes = canvas.lay_out(len(outputs), columns, share="row")
+    for output, row in zip(outputs, axes, strict=True):
+        path = f"/differences/{output.name}"
+        for position, scenario in enumerate(compared):
+            axis = row[0 if view.over else position]
+            base = baselines[scenario]
+            title = f"{view.name(scenario)} - {view.name(base or 0)}"
+            band = view.store.read_scenario(path, scenario)
+            if view.over:
+                _draw_over(axis, view, band, position, title)
+            else:
+                interval = view.store.read_scenario(f"{path}.interval", scenario)
+                middle = _find_middle(view, interval)
+                _draw_fan(axis, view, Curves(None, np.arange(0), band, middle))
+                axis.set_title(title)
+        for axis in row:
+            axis.axhline(0, color="black", linewidth=0.6, zorder=1)
+        _finish(row, output, f"difference of {label(output)}", log=False)
+    _explain(canvas, figure, axes)
+    return figure
+
+
+def _draw_fan(axis: Any, view: View, curves: Curves, hue: str | None = None) -> None:
+    """Draw nested bands, the median and how sure it is, and some replicates."""
+    levels, hue = view.store.layout.spec.bands.levels, hue or colour(0)
+    steps = np.arange(curves.band.shape[1])
+    pairs = len(levels) // 2
+    for pair in range(pairs):  # from the outermost to the innermost
+        low, high = levels[pair], levels[-1 - pair]
+        axis.fill_between(
+            steps,
+            curves.band[pair],
+            curves.band[-1 - pair],
+            color=hue,
+            alpha=0.18 + 0.22 * pair / max(1, pairs - 1),
+            linewidth=0,
+            label=f"{write_percent(low)} to {write_percent(high)}",
+        )
+    if curves.rows is not None:
+        _draw_replicates(axis, curves)
+    if curves.interval is not None:
+        sure = write_percent(view.store.layout.spec.bands.confidence)
+        texts = f"median, {sure} sure", None
+        for bound, text in zip(curves.interval, texts, strict=True):
+            axis.plot(steps, bound, color=hue, linewidth=0.6, linestyle=":", label=text)
+    if 0.5 in levels:
+        middle = curves.band[levels.index(0.5)]
+        axis.plot(steps, middle, color=hue, label="median")
+
+
+def _draw_replicates(axis: Any, curves: Curves) -> None:
+    """Draw the first replicates, and those that are outlying, which have a number."""
+    if curves.rows is None:
+        return
+    usual = [i for i, n in enumerate(curves.numbers) if n not in curves.outlying]
+    for position in usual[:REPLICATES]:
+        text = "replicates" if position == usual[0] else None
+        row = curves.rows[position]
+        axis.plot(row, color="0.35", linewidth=0.5, label=text, zorder=1.5)
+    strange = [i for i, n in enumerate(curves.numbers) if n in curves.outlying]
+    for position in strange[:OUTLYING]:
+        row, text = curves.rows[position], None
+        if position == strange[0]:
+            text = "outlying, with numbers"
+        axis.plot(row, color=colour(1), linewidth=0.6, linestyle=stroke(1), label=text)
+        if np.isfinite(row).any():
+            peak = int(np.nanargmax(row))
+            number = str(curves.numbers[position])
+            axis.annotate(number, (peak, row[peak]), fontsize=6, color=colour(1))
+
+
+def _draw_over(axis: Any, view: View, band: Floats, index: int, name: str) -> None:
+    """Draw a median and the outermost band over those of other scenarios."""
+    levels, steps = view.store.layout.spec.bands.levels, np.arange(band.shape[1])
+    hue, own = colour(index), stroke(index)
+    if len(levels) > 1:
+        axis.fill_between(steps, band[0], band[-1], color=hue, alpha=0.2, linewidth=0)
+        for edge in (band[0], band[-1]):  # so that it shows in grey, and through others
+            axis.plot(steps, edge, color=hue, linewidth=0.4, linestyle=own)
+    if 0.5 in levels:
+        middle = band[levels.index(0.5)]
+        axis.plot(steps, middle, color=hue, linestyle=own, label=name)
+
+
+def _find_middle(view: View, interval: Floats) -> Floats | None:
+    """Return the interval of the median, if there is one among those of all levels."""
+    levels = view.store.layout.spec.bands.levels
+    own = interval[levels.index(0.5)] if 0.5 in levels else None
+    return None if own is None or np.isnan(own).all() else own
+
+
+def _finish(row: Any, output: Output, text: str, *, log: bool) -> None:
+    """Name the axes of a row, which share what they show."""
+    row[0].set_ylabel(wrap(text))
+    for axis in row:
+        axis.set_xlabel(output.dims[0])
+        axis.margins(x=0)
+        if log:
+            axis.set_yscale("log")
+
+
+def _explain(canvas: Canvas, figure: Any, axes: Any) -> None:
+    """Say once for all axes what is drawn."""
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(text, handle)
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=min(int(canvas.width // _LEGEND), len(handles)),
+        )

@@ -1,0 +1,49 @@
+"""How numbers, shares and summaries are written for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from mpiens.row import Output
+
+
+def name_summary(output: Output, kind: str) -> str:
+    """Return what a summary is called, with its units if it has any."""
+    title = f"{output.name}, {kind.replace('_', ' ')}"
+    if output.units and kind != "peak_time":
+        title += f" ({output.units})"
+    return title
+
+
+def write_number(value: float) -> str:
+    """Write a number as people read it; what is none is a dash."""
+    if math.isnan(value):
+        return "-"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100 or value == round(value)
+        else f"{value:.3g}"
+    )
+
+
+def enclose(
+    value: float,
+    interval: tuple[float, float],
+    write: Callable[[float], str] = write_number,
+) -> str:
+    """Write a number and its interval."""
+    low, high = map(write, interval)
+    return f"{write(value)} [{low}, {high}]"
+
+
+def write_share(value: float) -> str:
+    """Write a share, as percents."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else f"{value:+}"
+    return f"{100 * value:.3g}%"
+
+
+def write_percent(level: float) -> str:
+    """Write a level, or how sure something is, as percents."""
+    return f"{100 * level:g}%"
