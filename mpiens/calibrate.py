@@ -24,10 +24,15 @@ class Domain:
 
     __pydantic_config__ = _STRICT
     low: int | float | None = None
+    """Lower end."""
     high: int | float | None = None
+    """Upper end."""
     scale: Literal["linear", "log", "logit", "integer"] = "linear"
+    """What the sampler spreads it on; `integer` for whole numbers."""
     step: int | float | None = None
+    """Only multiples of this, from `low` on."""
     choices: tuple[_Scalar, ...] | None = None
+    """Or values to choose from."""
 
     def faults(self, section: str) -> Iterator[Fault]:
         """Yield what is wrong with it; ``section`` is what it stands in."""
@@ -107,13 +112,27 @@ class Target:
 
     __pydantic_config__ = _STRICT
     output: str
+    """Which output is held against the data."""
     data: str
+    """A CSV file beside the spec."""
     column: str
-    index: str | None = None  # the output's first dimension, where that has a name
+    """Its column; an empty cell is a missing value."""
+    index: str | None = None
+    """The column that tells where along the output each value lies; by default named as
+    its first dimension.
+    """
     loss: str = "mse"
+    """`"mse"`, `"annealed_mse"`, minus a log-likelihood (`"poisson"`,
+    `"negative_binomial"`, `"gaussian"`, `"beta_binomial"`), or `"file.py:function"`.
+    """
     weight: Annotated[float, Ge(0)] = 1.0
-    scenario: str | None = None  # else every scenario is scored, and losses add up
+    """Of its loss in the sum."""
+    scenario: str | None = None
+    """The scenario that it is about; without one every scenario is scored, and losses
+    add up.
+    """
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the section, which the loss is given."""
 
     @property
     def own_loss(self) -> bool:
@@ -127,7 +146,10 @@ class Sampler:
 
     __pydantic_config__ = _STRICT
     name: str = SAMPLER
+    """One of Optuna's: `"TPE"`, `"CMA-ES"`, `"QMC"`, `"NSGA-II"`, `"Random"`, `"GP"`.
+    """
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the table, which it is given."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +158,11 @@ class Stop:
 
     __pydantic_config__ = _STRICT
     seconds: Annotated[float, Gt(0)] | None = None
+    """After so many seconds of a run."""
     patience: Annotated[int, Ge(1)] | None = None
+    """After so many trials without a gain."""
     loss_below: float | None = None
+    """Once a loss is below."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +171,11 @@ class Confirm:
 
     __pydantic_config__ = _STRICT
     replicates: Annotated[int, Ge(1)]
+    """Of each set of parameters."""
     top: Annotated[int, Ge(1)] = 1
+    """How many of the best trials."""
     posterior: bool = False
+    """`true`: draws of all trials instead, weighted by exp(-loss)."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +184,39 @@ class Calibrate:
 
     __pydantic_config__ = _STRICT
     trials: Annotated[int, Ge(1)]
+    """How many, at most."""
     mode: Literal["parallel", "batched"] = "parallel"
+    """`"batched"`: `in_flight` trials are asked for when all before them have been
+    told.
+    """
     in_flight: Annotated[int, Ge(1)] | None = None
+    """How many trials may be open; by default what keeps all ranks busy."""
     ordered: bool = False
+    """`true`: the study is the same at any number of ranks and after any crash; needs
+    `in_flight`.
+    """
     storage: str | None = None
+    """A database or journal that jobs share: a URL, or a path; by default a journal
+    beside the result.
+    """
     study: str | None = None
+    """Its name there; by default that of the spec."""
     objectives: Literal["sum", "targets"] = "sum"
+    """`"targets"`: every target is an objective of its own."""
     failed: Literal["fail", "drop"] = "fail"
+    """`"drop"`: replicates that fail are left out; else they fail their trial."""
     sampler: Sampler = field(default_factory=Sampler)
+    """By name, or a table of `name` and options."""
     stop: Stop = field(default_factory=Stop)
+    """When no further trial is asked for: `[calibrate.stop]`."""
     enqueue: tuple[Mapping[str, Any], ...] = ()
+    """Points that are tried first."""
     parameters: Mapping[str, Domain] = field(default_factory=dict)
+    """What is varied: `[calibrate.parameters.NAME]`."""
     targets: Mapping[str, Target] = field(default_factory=dict)
+    """Against which data: `[calibrate.targets.NAME]`."""
     confirm: Confirm | None = None
+    """An ensemble of the best parameters, afterwards: `[calibrate.confirm]`."""
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with it, as far as it knows itself."""

@@ -23,16 +23,29 @@ class Join:
 
     __pydantic_config__ = _STRICT
     x: str | None = None
+    """The output that tells where each value lies."""
     taper: str | tuple[str | float, ...] | None = None
+    """How a piece fades out at its ends: a window of scipy.signal, such as `"hann"` or
+    `["kaiser", 6.0]`.
+    """
     weights: Literal["variance"] | None = None
+    """`"variance"`: one over the variance over replicates."""
     tolerance: Annotated[float, Ge(0)] | None = None
+    """How far apart two x may lie and be the same point."""
     interpolate: bool = False
+    """`true`: points that a piece lacks lie on a straight line between its own."""
     aligned: bool = False
-    credences: Mapping[str, float] = field(default_factory=dict)  # 1 for all others
+    """`true`: pieces have no offsets."""
+    credences: Mapping[str, float] = field(default_factory=dict)
+    """What a piece counts, from 0 to 1, by its name."""
     anchor: float | tuple[float, float] = 0.0
+    """The offset of the first piece, or a point `[x, value]` of the curve."""
     derivative: bool = False
+    """`true`: the slopes are joined."""
     integrate: bool = False
+    """`true`: and integrated again."""
     bootstrap: Annotated[int, Ge(0)] = 1000
+    """How many resamples of replicates tell the error."""
 
     def options(self, pieces: Sequence[str]) -> dict[str, Any]:
         """Return the keywords of ``mpiens.join`` for pieces of these names."""

@@ -33,10 +33,15 @@ class Range:
 
     __pydantic_config__ = _STRICT
     low: int | float | None = None
+    """Lower end."""
     high: int | float | None = None
+    """Upper end."""
     scale: Literal["linear", "log", "logit"] = "linear"
+    """On what it is spread evenly."""
     integer: bool = False
+    """`true`: integers only, both ends included."""
     choices: tuple[Any, ...] | None = None
+    """Or values to choose from, of any type."""
 
     def faults(self, section: str) -> Iterator[Fault]:
         """Yield what is wrong with the range; ``section`` is what it stands in."""
@@ -148,12 +153,23 @@ class Design:
 
     __pydantic_config__ = _STRICT
     method: Literal["lhs", "sobol", "halton", "saltelli", "csv"]
+    """How points are spread: Latin hypercube, Sobol, Halton; `saltelli` for blocks of
+    points that tell indices of variance; or `csv`, from a file.
+    """
     samples: Annotated[int, Ge(1), Le(_MOST_SAMPLES)] | None = None
+    """How many; a `saltelli` design has (parameters + 2) points each."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Where each parameter may lie: `ranges.NAME`."""
     file: str | None = None
+    """Of method `csv`: a row per point."""
     columns: tuple[str, ...] | None = None
+    """Which of its columns are parameters; by default all but `scenario`, which names
+    points.
+    """
     labels: tuple[str, ...] | None = None
+    """Names of points, where the spec is that of a result file."""
     points: Columns = field(default_factory=dict)
+    """The points, where the spec is that of a result file."""
 
     @property
     def sampled(self) -> bool:

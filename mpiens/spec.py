@@ -57,11 +57,24 @@ class Ensemble:
     """What is run, how often, and under which seed."""
 
     __pydantic_config__ = _STRICT
-    model: str | None  # none where a program is the model
+    model: str | None
+    """Where the model is: `"model.py:simulate"` beside the spec, or
+    `"package.module:function"`. Not with `[model] command`.
+    """
     replicates: Annotated[int, Ge(1)]
+    """How often each scenario is run, each time under a random stream of its own."""
     seed: Annotated[int, Ge(0)]
+    """What all random streams come from: the same seed gives the same answer, bit for
+    bit.
+    """
     pairing: Literal["common", "independent"] = "common"
+    """`"common"`: replicate k of every scenario meets the same stream, so that
+    differences are not drowned in noise. `"independent"`: none do.
+    """
     reduce: str | None = None
+    """A function, such as `"model.py:reduce"`, that makes the outputs of whatever the
+    model returns, where the model runs.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,14 @@ class Read:
 
     __pydantic_config__ = _STRICT
     file: str = STANDARD_OUTPUT
-    format: Format | None = None  # by the file's suffix
+    """A file in the task's folder; `"-"` is what the program wrote to standard output.
+    """
+    format: Format | None = None
+    """How to read it; by default the suffix tells."""
     column: int | str | None = None
+    """Which part: a column by its name or number (from 0), the path of a dataset
+    (`hdf5`), or a dotted key (`json`).
+    """
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,23 @@ class Model:
 
     __pydantic_config__ = _STRICT
     command: tuple[str, ...] = ()
+    """How the program is started: a text that is split as by a shell, or a list of
+    words. With a slash it is beside the spec, else on the `PATH`. Fields in braces are
+    filled: parameters, `{seed}`, `{scenario}`, `{replicate}`, `{workdir}`, `{folder}`,
+    `{shared}`.
+    """
     stdin: str | None = None
+    """What it reads from standard input, fields filled."""
     files: Mapping[str, str] = field(default_factory=dict)
+    """Files that are written into the task's folder: their names, and templates whose
+    fields are filled.
+    """
     read: Mapping[str, Read] = field(default_factory=dict)
+    """What is read when it has ended: an output each, `[model.read.NAME]`."""
     fresh: Literal["runner", "task"] = "runner"
+    """`"task"`: every task of a Python model runs in a fork of a process in which no
+    task has been, for simulators that keep global state.
+    """
 
 
 @dataclass(frozen=True)
@@ -92,8 +124,15 @@ class Shared:
 
     __pydantic_config__ = _STRICT
     loader: str
+    """A function that returns the data, such as `"model.py:load"`: called once per
+    node; arrays within it lie in memory once per node.
+    """
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    mapped: bool = False  # files that the loader maps stay mapped, by every rank
+    """What it is called with; paths are relative to the spec."""
+    mapped: bool = False
+    """`true`: files that it maps (`np.load(path, mmap_mode="r")`) are mapped by every
+    rank instead of read.
+    """
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,9 @@ class Prepare:
 
     __pydantic_config__ = _STRICT
     call: str
+    """A function, such as `"model.py:prepare"`, that is run once per scenario before
+    its replicates; what it returns reaches the model as `prepared`.
+    """
 
 
 @dataclass(frozen=True)
@@ -114,13 +156,21 @@ class Pool:
 
     __pydantic_config__ = _STRICT
     kind: PoolKind
+    """What is made of all replicates of a scenario."""
     output: str | None = None
+    """Of which output; by default the one of the same name."""
     levels: tuple[float, ...] | None = None
+    """Of `quantiles`: which."""
     edges: tuple[float, ...] | None = None
+    """Of `histogram` and `density`: the edges of bins."""
     bins: Annotated[int, Ge(1)] | None = None
+    """Or their number, between `low` and `high`."""
     low: float | None = None
+    """Lower end of the bins."""
     high: float | None = None
+    """Upper end of the bins."""
     scale: Literal["linear", "log"] = "linear"
+    """Bins of equal width, or of equal ratio."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +179,14 @@ class Aggregate:
 
     __pydantic_config__ = _STRICT
     call: str | None = None
+    """A function, such as `"model.py:aggregate"`, that is run once per scenario when
+    all its replicates are there, with `outputs`, `parameters`, `target`, and returns
+    numbers or arrays by name.
+    """
     target: str | None = None
+    """A CSV file whose columns it is given."""
     pools: Mapping[str, Pool] = field(default_factory=dict)
+    """Numbers without a function: `[aggregate.NAME]`."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +195,9 @@ class Takeoff:
 
     __pydantic_config__ = _STRICT
     summary: Summary
+    """Which summary tells."""
     above: float
+    """What it has to lie above."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +206,26 @@ class Output:
 
     __pydantic_config__ = _STRICT
     dims: tuple[str, ...] | None = None
+    """What its axes are called; `["*"]` is one whose length differs between replicates.
+    """
     summaries: tuple[Summary, ...] = ()
+    """Numbers that are made of each replicate; by default the final one."""
     dtype: str | None = None
+    """How it is stored, such as `"float32"`; by default as the model returns it."""
     units: str | None = None
+    """What stands at axes and in the file."""
     keep: bool = True
+    """`false`: rows are dropped once bands are made of them."""
     finite: bool = False
+    """`true`: NaN and infinity fail a task."""
     length: Annotated[int, Ge(1)] | None = None
+    """The longest row, where scenarios or replicates differ; shorter ones are filled up
+    with NaN.
+    """
     takeoff: Takeoff | None = None
+    """When a replicate took off, as `{ summary = "peak", above = 100 }`; the share of
+    those that did is told, and bands of them alone.
+    """
 
     @property
     def ragged(self) -> bool:
@@ -168,10 +239,15 @@ class Bands:
 
     __pydantic_config__ = _STRICT
     levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+    """Quantiles over the replicates, rising."""
     baseline: str | None = None
+    """The scenario that others are compared with."""
     better: Literal["lower", "higher"] | None = None
+    """Which way is better, for what is said of a comparison."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    """How sure all intervals are."""
     central: tuple[Annotated[float, Gt(0), Le(1)], ...] = ()
+    """Shares of whole curves whose central regions are wanted, such as `[0.5, 0.9]`."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -194,14 +270,23 @@ class Precision:
 
     __pydantic_config__ = _STRICT
     output: str
+    """What is to be known tightly."""
     max_replicates: Annotated[int, Ge(1)]
+    """How many replicates a scenario may take."""
     batch: Annotated[int, Ge(1)]
+    """How many are added to a scenario that is still too wide."""
     summary: Summary | None = None
+    """A summary of the output; without one every entry of it."""
     level: Annotated[float, Gt(0), Lt(1)] | None = None
+    """The interval is that of this quantile; without one that of the mean."""
     difference: bool = False
+    """`true`: of the difference from the baseline."""
     width: Annotated[float, Gt(0)] | None = None
+    """How wide the interval may be, in the units of the output."""
     relative: Annotated[float, Gt(0)] | None = None
+    """Or how wide beside what it encloses: 0.1 for 95 to 105."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    """How sure the interval is."""
 
     @property
     def wanted(self) -> float:
@@ -215,12 +300,23 @@ class Limits:
 
     __pydantic_config__ = _STRICT
     task_seconds: Annotated[float, Gt(0)] | None = None
+    """Seconds after which a task has failed."""
     task_memory: Annotated[int, Ge(1)] | None = None
+    """Bytes beyond which a task has failed."""
     retries: Annotated[int, Ge(0)] = 0
+    """How often a failed task is tried again, under the same stream."""
     max_failed: Annotated[int | float, Ge(0)] | None = None
+    """How many tasks may fail before a run is given up: a number, or a share such as
+    `0.1`.
+    """
     heartbeat: Annotated[float, Gt(0)] = 30.0
+    """Seconds after which a rank that has been stopped is ended."""
     cost: str | None = None
+    """What a task takes, up to a factor, such as `"days * agents"`: the longest go
+    first.
+    """
     isolation: Literal["process", "none"] = "process"
+    """`"none"`: the model runs in the rank itself, for debuggers."""
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,21 @@ class Windows:
 
     __pydantic_config__ = _STRICT
     parameter: str
+    """What the range is of, for axes and names."""
     low: float | None = None
+    """Lower end of the range."""
     high: float | None = None
+    """Upper end of the range."""
     bins: Annotated[int, Ge(1)] | None = None
+    """How many windows."""
     edges: tuple[float, ...] | None = None
+    """Or the edges of their bins."""
     cost: Literal["equal"] | None = None
+    """`"equal"`: bins that take equally long, as the `pilot` tells."""
     pilot: str | None = None
+    """A result file of windows on this range."""
     overlap: Annotated[float, Ge(0), Le(1)] = 0.25
+    """The share of a neighbour's width that a window reaches into it."""
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with it."""
