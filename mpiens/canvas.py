@@ -52,9 +52,13 @@ class Canvas:
     def lay_out(
         self, rows: int, columns: int, *, height: float = 1.9, share: bool | str = False
     ) -> tuple[Any, Any]:
-        """Return a figure and its axes (rows, columns), of so many inches a row."""
+        """Return a figure and its axes (rows, columns), of so many inches a row.
+
+        What explains it stands below, and takes more lines where it is narrow.
+        """
+        below = 0.6 if self.width > WIDTHS["column"] else 1.2
         figure = self.figure(
-            figsize=(self.width, height * rows + 0.6), layout="constrained"
+            figsize=(self.width, height * rows + below), layout="constrained"
         )
         axes = figure.subplots(rows, columns, squeeze=False, sharey=share)
         return figure, axes

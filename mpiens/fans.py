@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Floats = NDArray[np.float64]
 REPLICATES = 3  # curves that are drawn with a fan
 OUTLYING = 5
 _LEGEND = 1.7  # inches that an entry of it takes
+_LETTERS = 15  # of its title that an inch takes
 
 
 def draw_fans(canvas: Canvas, view: View) -> Any:
@@ -37,7 +39,7 @@ def draw_fans(canvas: Canvas, view: View) -> Any:
                 _draw_fan(axis, view, curves)
                 axis.set_title(view.name(scenario))
         _finish(row, output, label(output), log=view.log)
-    _explain(canvas, figure, axes)
+    _explain(canvas, figure, axes, view.caveat())
     return figure
 
 
@@ -62,13 +64,12 @@ def draw_differences(canvas: Canvas, view: View) -> Any:
                 _draw_over(axis, view, band, position, title)
             else:
                 interval = view.store.read_scenario(f"{path}.interval", scenario)
-                middle = _find_middle(view, interval)
-                _draw_fan(axis, view, Curves(None, np.arange(0), band, middle))
+                _draw_fan(axis, view, Curves(None, np.arange(0), band, interval))
                 axis.set_title(title)
         for axis in row:
             axis.axhline(0, color="black", linewidth=0.6, zorder=1)
         _finish(row, output, f"difference of {label(output)}", log=False)
-    _explain(canvas, figure, axes)
+    _explain(canvas, figure, axes, view.caveat())
     return figure
 
 
@@ -90,11 +91,14 @@ def _draw_fan(axis: Any, view: View, curves: Curves, hue: str | None = None) -> 
         )
     if curves.rows is not None:
         _draw_replicates(axis, curves)
-    if curves.interval is not None:
-        sure = write_percent(view.store.layout.spec.bands.confidence)
-        texts = f"median, {sure} sure", None
-        for bound, text in zip(curves.interval, texts, strict=True):
-            axis.plot(steps, bound, color=hue, linewidth=0.6, linestyle=":", label=text)
+    sure = write_percent(view.store.layout.spec.bands.confidence)
+    text: str | None = f"{sure} sure of a quantile"
+    for bounds in curves.interval:
+        if np.isnan(bounds).all():
+            continue  # too few replicates
+        for bound in bounds:
+            axis.plot(steps, bound, color=hue, linewidth=0.5, linestyle=":", label=text)
+            text = None
     if 0.5 in levels:
         middle = curves.band[levels.index(0.5)]
         axis.plot(steps, middle, color=hue, label="median")
@@ -134,13 +138,6 @@ def _draw_over(axis: Any, view: View, band: Floats, index: int, name: str) -> No
         axis.plot(steps, middle, color=hue, linestyle=own, label=name)
 
 
-def _find_middle(view: View, interval: Floats) -> Floats | None:
-    """Return the interval of the median, if there is one among those of all levels."""
-    levels = view.store.layout.spec.bands.levels
-    own = interval[levels.index(0.5)] if 0.5 in levels else None
-    return None if own is None or np.isnan(own).all() else own
-
-
 def _finish(row: Any, output: Output, text: str, *, log: bool) -> None:
     """Name the axes of a row, which share what they show."""
     row[0].set_ylabel(wrap(text))
@@ -151,7 +148,7 @@ def _finish(row: Any, output: Output, text: str, *, log: bool) -> None:
             axis.set_yscale("log")
 
 
-def _explain(canvas: Canvas, figure: Any, axes: Any) -> None:
+def _explain(canvas: Canvas, figure: Any, axes: Any, caveat: str) -> None:
     """Say once for all axes what is drawn."""
     handles: dict[str, Any] = {}
     for axis in axes.flat:
@@ -163,4 +160,6 @@ def _explain(canvas: Canvas, figure: Any, axes: Any) -> None:
             handles.keys(),
             loc="outside lower center",
             ncols=min(int(canvas.width // _LEGEND), len(handles)),
+            title=textwrap.fill(caveat, int(canvas.width * _LETTERS)),
+            title_fontsize=7,
         )

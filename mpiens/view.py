@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from mpiens import bands
 from mpiens.fault import Fault, SpecError, nearest
-from mpiens.intervals import enclose_quantiles
+from mpiens.intervals import enclose_quantiles, find_least
 from mpiens.layout import DONE
 from mpiens.row import Output
 from mpiens.store import Store
 from mpiens.table import samples
+from mpiens.wording import write_percent
 
 Floats = NDArray[np.float64]
 
@@ -26,13 +27,14 @@ MOST = 12  # scenarios that are drawn if nobody says which
 class Curves:
     """The replicates of an output of one scenario, and what describes them.
 
-    ``band`` has shape (level, step), ``interval`` (2, step) is that of the median.
+    ``band`` has shape (level, step), and ``interval`` (level, 2, step) how far each
+    quantile may be off; NaN where there are too few replicates.
     """
 
     rows: Floats | None  # (replicate, step), those done, if the file keeps them
     numbers: NDArray[np.int64]  # of these replicates
     band: Floats
-    interval: Floats | None
+    interval: Floats
     outlying: frozenset[int] = frozenset()
 
 
@@ -84,6 +86,20 @@ class View:
         there = int(self.done.any(axis=1).sum())
         return 0 if self.scenarios else there - len(self.chosen)
 
+    def caveat(self) -> str:
+        """Say how many replicates it rests on, and which quantiles have no interval."""
+        counts = self.done[self.chosen].sum(axis=1)
+        few, many = int(counts.min()), int(counts.max())
+        text = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        bands = self.store.layout.spec.bands
+        short = [p for p in bands.levels if find_least(p, bands.confidence) > few]
+        if short:
+            names = " and ".join(map(write_percent, short))
+            least = max(find_least(p, bands.confidence) for p in short)
+            short_of = f"too few to say how far {names} are off; {least:,} would do"
+            return f"{text} replicates, {short_of}"
+        return f"{text} replicates"
+
     def name(self, scenario: int) -> str:
         """Return a scenario's name."""
         return self.store.layout.spec.scenarios[scenario].name
@@ -122,7 +138,6 @@ class View:
             path = f"/bands/{output.name}"
             band = self.store.read_scenario(path, scenario)
             interval = self.store.read_scenario(f"{path}.interval", scenario)
-            middle = interval[levels.index(0.5)] if 0.5 in levels else None
             if (path := f"/curvewise/{output.name}/outlying") in self.store:
                 found = self.store.read_scenario(path, scenario)
                 outlying = frozenset(np.flatnonzero(found).tolist())
@@ -132,8 +147,8 @@ class View:
             turned = np.ascontiguousarray(rows.T)
             band = bands.quantiles(turned, levels)
             ordered = np.sort(turned, axis=-1)
-            middle = enclose_quantiles(ordered, (0.5,), spec.bands.confidence)[0]
-        return Curves(rows, numbers, band, middle, outlying)
+            interval = enclose_quantiles(ordered, levels, spec.bands.confidence)
+        return Curves(rows, numbers, band, interval, outlying)
 
 
 def label(output: Output, kind: str | None = None) -> str:
