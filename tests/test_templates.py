@@ -121,6 +121,8 @@ def test_the_page_shows_lines_that_are_run_here() -> None:
     shown = re.findall(r"^sbatch .*", PAGE, re.MULTILINE)
     run = [line for template in TEMPLATES.iterdir() for line in header(template.name)]
     assert len(shown) == 4
+    begun = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^sbatch .*", begun, re.MULTILINE)} <= {*shown}
     assert set(shown) <= set(run)
     variables = "".join(template.read_text() for template in TEMPLATES.iterdir())
     for name in re.findall(r"^\| `([A-Z_]+)` \|", PAGE, re.MULTILINE):
