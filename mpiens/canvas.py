@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STROKES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 FORMS = ("png", "svg", "pdf")
 _LETTERS = 26
+_PANEL = 1.7  # inches
 _RESOLUTION = 200  # dots per inch of a PNG
 _STYLE: Mapping[str, Any] = {
     "font.size": 8,
@@ -48,6 +49,11 @@ class Canvas:
 
     figure: Any
     width: float
+
+    @property
+    def columns(self) -> int:
+        """How many panels fit beside each other."""
+        return max(1, int(self.width // _PANEL))
 
     def lay_out(
         self, rows: int, columns: int, *, height: float = 1.9, share: bool | str = False

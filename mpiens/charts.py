@@ -48,6 +48,8 @@ def draw_summaries(canvas: Canvas, view: View) -> Any:
         axis.set_xlabel(label(output, kind))
         if view.log:
             axis.set_xscale("log")
+    if view.omission:
+        figure.suptitle(view.omission, fontsize=7)
     return figure
 
 

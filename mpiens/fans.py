@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,60 +24,73 @@ _LETTERS = 15  # of its title that an inch takes
 
 
 def draw_fans(canvas: Canvas, view: View) -> Any:
-    """Draw every output that is a curve: a row each, with a column per scenario.
+    """Draw every output that is a curve, each scenario in a panel of its own.
 
     Or all scenarios over each other, with their outermost bands and medians alone.
     """
-    outputs, scenarios = [*view.lines()], view.chosen
-    columns = 1 if view.over else len(scenarios)
-    figure, axes = canvas.lay_out(len(outputs), columns, share="row")
-    for output, row in zip(outputs, axes, strict=True):
-        for position, scenario in enumerate(scenarios):
-            axis = row[0 if view.over else position]
-            curves = view.curves(output, scenario)
-            if view.over:
-                _draw_over(axis, view, curves.band, position, view.name(scenario))
-            else:
-                _draw_fan(axis, view, curves)
-                axis.set_title(view.name(scenario))
-        _finish(row, output, label(output), log=view.log)
-    _explain(canvas, figure, axes, view.caveat())
-    return figure
+
+    def take(output: Output, scenario: int) -> tuple[Curves, str]:
+        return view.curves(output, scenario), view.name(scenario)
+
+    return _draw_grid(canvas, view, view.chosen, take, "{}")
 
 
 def draw_differences(canvas: Canvas, view: View) -> Any:
     """Draw how curves differ from those of the baseline, with their bands.
 
-    Of a complete file with a baseline; a column for each scenario that is compared.
+    Of a complete file with a baseline; a panel for each scenario that is compared.
     """
     baselines = view.store.layout.spec.baselines
-    compared = [i for i in view.chosen if baselines[i] not in (None, i)]
-    outputs = [*view.lines()]
-    columns = 1 if view.over else len(compared)
-    figure, axes = canvas.lay_out(len(outputs), columns, share="row")
-    for output, row in zip(outputs, axes, strict=True):
+
+    def take(output: Output, scenario: int) -> tuple[Curves, str]:
         path = f"/differences/{output.name}"
-        for position, scenario in enumerate(compared):
-            axis = row[0 if view.over else position]
-            base = baselines[scenario]
-            title = f"{view.name(scenario)} - {view.name(base or 0)}"
-            band = view.store.read_scenario(path, scenario)
-            if view.over:
-                _draw_over(axis, view, band, position, title)
-            else:
-                interval = view.store.read_scenario(f"{path}.interval", scenario)
-                _draw_fan(axis, view, Curves(None, np.arange(0), band, interval))
-                axis.set_title(title)
-        for axis in row:
-            axis.axhline(0, color="black", linewidth=0.6, zorder=1)
-        _finish(row, output, f"difference of {label(output)}", log=False)
-    _explain(canvas, figure, axes, view.caveat())
+        band = view.store.read_scenario(path, scenario)
+        interval = view.store.read_scenario(f"{path}.interval", scenario)
+        title = f"{view.name(scenario)} - {view.name(baselines[scenario] or 0)}"
+        return Curves(None, np.arange(0), band, interval), title
+
+    compared = [i for i in view.chosen if baselines[i] not in (None, i)]
+    plain = replace(view, log=False)  # differences have signs
+    figure = _draw_grid(canvas, plain, compared, take, "difference of {}")
+    for axis in figure.axes:
+        axis.axhline(0, color="black", linewidth=0.6, zorder=1)
     return figure
 
 
-def _draw_fan(axis: Any, view: View, curves: Curves, hue: str | None = None) -> None:
+def _draw_grid(
+    canvas: Canvas,
+    view: View,
+    scenarios: list[int],
+    take: Callable[[Output, int], tuple[Curves, str]],
+    text: str,
+) -> Any:
+    """Draw what is taken of every output and scenario: panels, an output's together."""
+    outputs = [*view.lines()]
+    panels = 1 if view.over else len(scenarios)
+    columns = min(panels, canvas.columns)
+    rows = -(-panels // columns)
+    figure, axes = canvas.lay_out(rows * len(outputs), columns)
+    for number, output in enumerate(outputs):
+        block = axes[number * rows : (number + 1) * rows].reshape(-1)
+        for position, scenario in enumerate(scenarios):
+            curves, title = take(output, scenario)
+            if view.over:
+                _draw_over(block[0], view, curves.band, position, title)
+            else:
+                _draw_fan(block[position], view, curves)
+                block[position].set_title(wrap(title))
+        _finish(
+            block[:panels], columns, output, text.format(label(output)), log=view.log
+        )
+        for axis in block[panels:]:
+            axis.set_axis_off()
+    _explain(canvas, figure, axes, view)
+    return figure
+
+
+def _draw_fan(axis: Any, view: View, curves: Curves) -> None:
     """Draw nested bands, the median and how sure it is, and some replicates."""
-    levels, hue = view.store.layout.spec.bands.levels, hue or colour(0)
+    levels, hue = view.store.layout.spec.bands.levels, colour(0)
     steps = np.arange(curves.band.shape[1])
     pairs = len(levels) // 2
     for pair in range(pairs):  # from the outermost to the innermost
@@ -138,18 +153,25 @@ def _draw_over(axis: Any, view: View, band: Floats, index: int, name: str) -> No
         axis.plot(steps, middle, color=hue, linestyle=own, label=name)
 
 
-def _finish(row: Any, output: Output, text: str, *, log: bool) -> None:
-    """Name the axes of a row, which share what they show."""
-    row[0].set_ylabel(wrap(text))
-    for axis in row:
+def _finish(panels: Any, columns: int, output: Output, text: str, *, log: bool) -> None:
+    """Name the axes of an output's panels, which share their heights."""
+    for position, axis in enumerate(panels):
         axis.set_xlabel(output.dims[0])
         axis.margins(x=0)
         if log:
             axis.set_yscale("log")
+        if position:
+            axis.sharey(panels[0])
+        if position % columns:
+            axis.tick_params(labelleft=False)
+        else:
+            axis.set_ylabel(wrap(text))
 
 
-def _explain(canvas: Canvas, figure: Any, axes: Any, caveat: str) -> None:
+def _explain(canvas: Canvas, figure: Any, axes: Any, view: View) -> None:
     """Say once for all axes what is drawn."""
+    if view.omission:
+        figure.suptitle(view.omission, fontsize=7)
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -160,6 +182,6 @@ def _explain(canvas: Canvas, figure: Any, axes: Any, caveat: str) -> None:
             handles.keys(),
             loc="outside lower center",
             ncols=min(int(canvas.width // _LEGEND), len(handles)),
-            title=textwrap.fill(caveat, int(canvas.width * _LETTERS)),
+            title=textwrap.fill(view.caveat(), int(canvas.width * _LETTERS)),
             title_fontsize=7,
         )

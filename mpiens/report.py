@@ -72,7 +72,7 @@ class _Report:
     def __init__(self, store: Store) -> None:
         self._store, self._spec = store, store.layout.spec
         self._table, self._view = Table(store), View(store)
-        self._entries = self._table.entries[:SCENARIOS]
+        self._entries = self._table.first(SCENARIOS)
 
     def content(self) -> dict[str, Any]:
         """Return all of it, as the template names it."""
@@ -229,7 +229,8 @@ class _Report:
         chosen = view.chosen
         if kind == "differences":
             chosen = [i for i in chosen if baselines[i] not in (None, i)]
-        for axis, scenario in zip(figure.axes, chosen, strict=True):
+        axes = figure.axes[: len(chosen)]  # the last row may have places left
+        for axis, scenario in zip(axes, chosen, strict=True):
             if kind == "fans":
                 band = view.curves(output, scenario).band
             else:

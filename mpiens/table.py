@@ -120,6 +120,10 @@ class Table:
         """Every scenario."""
         return list(self._make_entries())
 
+    def first(self, count: int) -> list[Entry]:
+        """Return the first scenarios, or all where there are no more."""
+        return [*itertools.islice(self._make_entries(), count)]
+
     def to_json(self) -> str:
         """Return one JSON object; what has no value is null."""
         done, failed, pending = self.counts
@@ -171,7 +175,7 @@ class Table:
             for text in [*self._fit.remarks(), *self.remarks()]:
                 console.print(text, soft_wrap=True, markup=False)
             return
-        shown = [*itertools.islice(self._make_entries(), SCENARIOS_SHOWN)]
+        shown = self.first(SCENARIOS_SHOWN)
         for output, kind in self._layout.summaries():
             console.print(self._draw(shown, output, kind))
             if self._layout.has_baseline:

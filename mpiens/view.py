@@ -81,10 +81,12 @@ class View:
         return there if self.scenarios else there[:MOST]
 
     @property
-    def left_out(self) -> int:
-        """How many scenarios are not drawn, since there are too many."""
-        there = int(self.done.any(axis=1).sum())
-        return 0 if self.scenarios else there - len(self.chosen)
+    def omission(self) -> str:
+        """What is to be said where there are too many scenarios to draw all."""
+        there, drawn = int(self.done.any(axis=1).sum()), len(self.chosen)
+        if self.scenarios or there == drawn:
+            return ""
+        return f"the first {drawn} of {there:,} scenarios; --scenario names others"
 
     def caveat(self) -> str:
         """Say how many replicates it rests on, and which quantiles have no interval."""
@@ -95,6 +97,8 @@ class View:
         short = [p for p in bands.levels if find_least(p, bands.confidence) > few]
         if short:
             names = " and ".join(map(write_percent, short))
+            if len(short) == len(bands.levels):
+                names = "quantiles"
             least = max(find_least(p, bands.confidence) for p in short)
             short_of = f"too few to say how far {names} are off; {least:,} would do"
             return f"{text} replicates, {short_of}"

@@ -83,6 +83,16 @@ def test_each_kind_of_file_has_a_picture_of_its_own(
         assert texts(plot(drawn, f"{file}.h5")) == written, "it is the default"
 
 
+@pytest.mark.parametrize("kind", ["fans", "summaries"])
+def test_of_many_scenarios_the_first_are_drawn_and_that_is_told(
+    drawn: Launcher, kind: str
+) -> None:
+    written = texts(plot(drawn, "cube.h5", "--kind", kind))
+    assert "the first 12 of 24 scenarios; --scenario names others" in written
+    few = ["--scenario", "b,beta=0.2,mask=0.25", "--kind", kind]
+    assert "scenarios" not in " ".join(texts(plot(drawn, "cube.h5", *few)))
+
+
 def test_pictures_have_the_width_of_a_column_or_a_page(drawn: Launcher) -> None:
     for size, inches in (("column", 3.5), ("page", 7.2)):
         words = ["compared.h5", "--size", size, "--output", "new_cases"]
