@@ -85,7 +85,7 @@ class Merger:
         other.
         """
         self._ranks = ranks
-        stores = [*self._open_sources()]
+        stores = trials.leave_out_idle([*self._open_sources()])
         first = stores[0]
         self._refuse_mixed(stores)
         spec = first.layout.spec

@@ -15,6 +15,16 @@ from mpiens.store import Store
 Order = list[tuple[Store, Ledger, int]]
 
 
+def leave_out_idle(stores: list[Store]) -> list[Store]:
+    """Return the files of jobs that have asked for a trial, or all where none has.
+
+    One that began when all had been asked for does not even know its outputs.
+    """
+    if any(store.layout.spec.calibrate is None for store in stores):
+        return stores
+    return [store for store in stores if Ledger.of(store).asked] or stores
+
+
 def order_jobs(stores: list[Store]) -> Order:
     """Return every (file, its trials, trial) in the order of the study.
 

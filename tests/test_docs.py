@@ -91,6 +91,20 @@ def test_what_a_page_types_works(page: str, tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_the_page_on_windows_works(tmp_path: Path) -> None:
+    output = run_page("windows.md", tmp_path, 120, "\npython look.py\n")
+    assert "joined log_g: 201 points, energy from -2 to 0" in output
+
+
+def test_the_page_on_calibration_works(tmp_path: Path) -> None:
+    for name in ("model.py", "observed.csv"):
+        shutil.copy(ROOT / "examples" / "boarding_school" / name, tmp_path)
+    output = run_page("calibration.md", tmp_path, 240)
+    assert "best trials" in output
+    assert "200 trials of 200 at most: 200 complete, 0 failed" in output
+    assert (tmp_path / "fit.confirm.html").exists()
+
+
 def test_other_languages_read_the_file(launcher: Launcher) -> None:
     file = gallery.make(launcher, "compared")
     text = (DOCS / "python.md").read_text()

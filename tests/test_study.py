@@ -129,6 +129,19 @@ def test_three_jobs_work_on_one_study_in_a_database(
     assert good(replayed).output.count("bit-identical") == 4
 
 
+def test_a_job_that_came_too_late_does_not_hinder_a_merge(
+    fit: Path, launcher: Launcher
+) -> None:
+    spec(fit, trials=6, more='storage = "shared.log"\nstudy = "shared"')
+    for name in ("first.h5", "late.h5"):
+        good(launcher.mpiens("fit.toml", "-o", name))
+    assert {*states(fit / "late.h5")} == {"pending"}
+    for files in (["first.h5", "late.h5"], ["late.h5", "first.h5"]):
+        good(launcher.mpiens("merge", *files, "-o", "all.h5", "--fresh"))
+        losses = read(fit / "all.h5", "trials/loss")
+        np.testing.assert_array_equal(losses, read(fit / "first.h5", "trials/loss"))
+
+
 def test_a_storage_that_is_lost_costs_nothing_that_was_finished(
     fit: Path, launcher: Launcher, server: Server
 ) -> None:

@@ -129,6 +129,45 @@ def test_the_page_shows_lines_that_are_run_here() -> None:
         assert f"${{{name}:-" in variables
 
 
+FIT = """
+[ensemble]
+model = "model.py:simulate"
+replicates = 2
+seed = 1
+[outputs.infected]
+dims = ["day"]
+[calibrate]
+trials = 12
+storage = "study.log"
+[calibrate.parameters]
+mask = { low = 0.0, high = 0.9 }
+[calibrate.targets.infected]
+output = "infected"
+data = "data.csv"
+column = "infected"
+"""
+
+
+def test_jobs_of_an_array_share_a_calibration(site: Site) -> None:
+    page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^sbatch --array.*", page, re.MULTILINE)
+    [merge] = re.findall(r"^mpiens merge fit.*", page, re.MULTILINE)
+    write(site.folder, "fit.toml", FIT)
+    cases = "\n".join(f"{day},{60 * (day + 1)}" for day in range(10))
+    write(site.folder, "data.csv", f"day,infected\n{cases}\n")
+    folder = Path(python_of("mpich")).parent
+    site.submit(f"PATH={folder}:$PATH {line.replace('srun', 'srun --mpi=pmi2')}")
+    site.drain()
+    ran = site.launcher.run(["bash", "-c", f"PATH={folder}:$PATH {merge}"])
+    assert ran.code == 0, f"{ran.errors}{site.logs()}"
+    told = site.launcher.mpiens("show", "fit.h5", "--json")
+    assert told.code == 0, f"{told.errors}{site.logs()}"
+    shown = json.loads(told.output)
+    trials = shown["calibration"]["trials"]
+    assert 12 <= len(trials) <= 14, "the last may be asked for by each job"
+    assert {trial["state"] for trial in trials} == {"complete"}
+
+
 @pytest.mark.parametrize(
     ("environment", "mpi"), [("mpich", "pmi2"), ("debian", "pmix")]
 )
