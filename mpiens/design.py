@@ -157,7 +157,9 @@ class Design:
     points that tell indices of variance; or `csv`, from a file.
     """
     samples: Annotated[int, Ge(1), Le(_MOST_SAMPLES)] | None = None
-    """How many; a `saltelli` design has (parameters + 2) points each."""
+    """How many; a `saltelli` design has (parameters + 2) points each. Powers of 2 are
+    most even, and but for `lhs` points stay where they are when there are more.
+    """
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Where each parameter may lie: `ranges.NAME`."""
     file: str | None = None

@@ -142,7 +142,8 @@ class Prepare:
     __pydantic_config__ = _STRICT
     call: str
     """A function, such as `"model.py:prepare"`, that is run once per scenario before
-    its replicates; what it returns reaches the model as `prepared`.
+    its replicates, on any rank. It is given those parameters that it names, `rng`,
+    `seed`, `shared` and `scenario`; what it returns reaches the model as `prepared`.
     """
 
 
@@ -180,8 +181,10 @@ class Aggregate:
     __pydantic_config__ = _STRICT
     call: str | None = None
     """A function, such as `"model.py:aggregate"`, that is run once per scenario when
-    all its replicates are there, with `outputs`, `parameters`, `target`, and returns
-    numbers or arrays by name.
+    all its replicates are there. It is given `outputs` (each stacked over the
+    replicates, a ragged one as a list of arrays), `parameters` and `target`, and where
+    it names them `scenario`, `replicates`, `rng` and `seed`; it returns numbers or
+    arrays by name.
     """
     target: str | None = None
     """A CSV file whose columns it is given."""
@@ -206,7 +209,9 @@ class Output:
 
     __pydantic_config__ = _STRICT
     dims: tuple[str, ...] | None = None
-    """What its axes are called; `["*"]` is one whose length differs between replicates.
+    """What its axes are called. `["*"]` is one whose length differs between replicates,
+    up to `length`: rows are filled up with NaN, their lengths lie beside them, and
+    there are no bands of them.
     """
     summaries: tuple[Summary, ...] = ()
     """Numbers that are made of each replicate; by default the final one."""

@@ -182,10 +182,12 @@ def anchors(page: Path) -> set[str]:
     return {word.replace(" ", "-") for word in words}
 
 
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+FOLDERS = ("docs", "examples", "benchmarks")
+PAGES = sorted(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))
+PAGES += sorted(ROOT.glob("*.md"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in list_links(page):
         name, _, anchor = link.partition("#")

@@ -5,16 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from conftest import Launcher
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MARKDOWN = sorted(
-    path
-    for folder in (".", "docs", "examples")
-    for path in (ROOT / folder).glob("*.md")
-)
 
 
 def block(language: str, start: str) -> str:
@@ -50,13 +44,6 @@ def test_every_section_of_a_spec_is_told() -> None:
 
     for section in _Decoder.SECTIONS:
         assert f"[{section}" in README
-
-
-@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_link_is_broken(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
 
 
 def test_every_fault_names_a_test_that_is_there() -> None:
