@@ -31,7 +31,7 @@ def opening(spec: Path, folder: str, code: str, revision: str) -> dict[str, str]
         "folder": folder,
         "model_code": code,
         "code_revision": revision,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([_name_program(sys.argv[0]), *sys.argv[1:]]),
         "versions": json.dumps(_versions()),
         "created": _now(),
     }
@@ -72,6 +72,11 @@ def describe() -> Iterator[str]:
     for name in (*PACKAGES, "scipy", "pydantic"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             yield f"{name} {metadata.version(name)}"
+
+
+def _name_program(path: str) -> str:
+    """Return what is typed to start us; a script of somebody else's is that."""
+    return "mpiens" if Path(path).name in ("mpiens", "__main__.py") else path
 
 
 def _now() -> str:

@@ -22,7 +22,7 @@ from mpiens.sentences import tell_verdicts
 from mpiens.spec import Step
 from mpiens.store import Store
 from mpiens.table import Entry, Line, Table
-from mpiens.utilisation import draw_ranks
+from mpiens.utilisation import draw_ranks, measure_ranks
 from mpiens.view import View, label
 from mpiens.wording import (
     enclose,
@@ -47,6 +47,7 @@ class Chart:
     alt: str
     svg: str
     data: str = ""
+    caption: str = ""
 
 
 def write_report(file: Path, page: Path) -> None:
@@ -186,12 +187,14 @@ class _Report:
         for kind in list_kinds(self._view):
             drawn = [*self._draw(canvas, kind)]
             yield {"key": kind, "title": titles[kind], "charts": drawn}
-        if "/tasks/ended" in self._store:
-            figure = draw_ranks(canvas, self._store)
-            if figure is not None:
-                alt = "share of each rank's time that went into tasks, over time"
-                chart = Chart("ranks-0", alt, _to_svg(figure))
-                yield {"key": "ranks", "title": "Ranks over time", "charts": [chart]}
+        busy, seconds = measure_ranks(self._store)
+        if busy.size:
+            alt = "share of each rank's time that went into tasks, over time"
+            told = f"{len(busy):,} ranks were busy for {write_share(busy.mean())} of "
+            told += f"{format_seconds(seconds)}, from the first task to the last."
+            svg = _to_svg(draw_ranks(canvas, busy, seconds))
+            chart = Chart("ranks-0", alt, svg, caption=told)
+            yield {"key": "ranks", "title": "Ranks over time", "charts": [chart]}
 
     def _draw(self, canvas: Canvas, kind: str) -> Iterator[Chart]:
         """Yield the charts of one kind: curves an output each, others as they are."""

@@ -53,11 +53,8 @@ def _spread(busy: Floats, ranks: NDArray[Any], low: Floats, high: Floats) -> Non
     busy += np.cumsum(ramp, axis=1)[:, :times]
 
 
-def draw_ranks(canvas: Canvas, store: Store) -> Any:
-    """Draw the busy share of every rank over time; None where no task is known."""
-    busy, length = measure_ranks(store)
-    if not busy.size:
-        return None
+def draw_ranks(canvas: Canvas, busy: Floats, length: float) -> Any:
+    """Draw the busy share of every rank (rank, time) over so many seconds."""
     step = -(-len(busy) // RANKS)
     starts = range(0, len(busy), step)
     drawn = np.stack([busy[start : start + step].mean(axis=0) for start in starts])

@@ -16,7 +16,7 @@ from mpiens.layout import DONE
 from mpiens.row import Output
 from mpiens.store import Store
 from mpiens.table import samples
-from mpiens.wording import write_percent
+from mpiens.wording import find_units, write_percent
 
 Floats = NDArray[np.float64]
 
@@ -160,9 +160,7 @@ def label(output: Output, kind: str | None = None) -> str:
     text = output.name.replace("_", " ")
     if kind is not None:
         text += f", {kind.replace('_', ' ')}"
-    units = output.units
-    if kind == "peak_time":
-        units = output.dims[0] if output.dims else None
+    units = find_units(output, kind)
     return f"{text} ({units})" if units else text
 
 

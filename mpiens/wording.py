@@ -10,10 +10,15 @@ from mpiens.row import Output
 
 def name_summary(output: Output, kind: str) -> str:
     """Return what a summary is called, with its units if it has any."""
-    title = f"{output.name}, {kind.replace('_', ' ')}"
-    if output.units and kind != "peak_time":
-        title += f" ({output.units})"
-    return title
+    units = find_units(output, kind)
+    return f"{output.name}, {kind.replace('_', ' ')}" + (f" ({units})" if units else "")
+
+
+def find_units(output: Output, kind: str | None = None) -> str | None:
+    """Return the units of an output, or of a summary: a time is along its dimension."""
+    if kind == "peak_time":
+        return output.dims[0] if output.dims else None
+    return output.units
 
 
 def write_number(value: float) -> str:

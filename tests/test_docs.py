@@ -76,7 +76,7 @@ def test_the_tutorial_is_done_in_a_fresh_environment(tmp_path: Path) -> None:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / name)
     begun = time.monotonic()
-    output = run_page("tutorial.md", tmp_path, 600)
+    output = run_page("tutorial.md", tmp_path, 300)
     took = time.monotonic() - begun
     assert "infected, peak (people): against the baseline, 95% sure" in output
     assert "800 of 800 tasks done, 0 failed: complete" in output

@@ -96,6 +96,8 @@ def test_every_kind_of_file_has_a_page_with_its_charts(visit: Any, kind: str) ->
         assert box["width"] > 500
         assert box["height"] > 80
         assert chart.locator("path").count() > 5, "something is drawn"
+    told = page.locator("figcaption").last.inner_text()
+    assert re.match(r"[12] ranks were busy for [\d.]+% of [\d.]+ s, from", told)
 
 
 def test_the_answer_comes_first_and_in_words(visit: Any, made: Launcher) -> None:
