@@ -16,40 +16,24 @@ from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
 from mpiens import compilation  # noqa: E402
+from mpiens.arguments import COMMANDS, complete_words, run_parser  # noqa: E402
 from mpiens.deadline import Deadline  # noqa: E402
 from mpiens.fault import Fault, SpecError  # noqa: E402
-from mpiens.shard import Shard, default_file  # noqa: E402
+from mpiens.shard import default_file  # noqa: E402
 from mpiens.trouble import STOPPED_EARLY, WRONG_INPUT, Trouble  # noqa: E402
-
-_COMPLETING = "_ARGCOMPLETE"  # set by a shell that wants words completed
-USAGE = """\
-mpiens SPEC.toml [options]              run it, or go on with it
-       mpiens check SPEC.toml                  all faults of a spec, else the plan
-       mpiens try SPEC.toml [SCENARIO [REPLICATE]]   one task in the foreground
-       mpiens show FILE                        the answer as a table, CSV, Parquet, JSON
-       mpiens plot FILE                        fan charts and other pictures
-       mpiens report FILE                      a page for a colleague
-       mpiens watch FILE                       a running file, again and again
-       mpiens replay FILE SCENARIO REPLICATE   one task again, bit for bit
-       mpiens replay FILE --trial K            a calibration's trial again
-       mpiens merge FILE... -o FILE            shards of one ensemble become one file
-       mpiens bench                            what these ranks and this disk give
-       mpiens init SPEC.toml                   a spec and a model to start from
-       mpiens completion bash                  what lets the shell complete words"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code."""
     compilation.share_cache(os.environ)
     words = sys.argv[1:] if arguments is None else arguments
-    if _COMPLETING in os.environ:
-        _complete_words()
-    if words and words[0] in _COMMANDS:
-        options = _COMMANDS[words[0]]().parse_args(words[1:])
+    complete_words(os.environ)
+    if words and words[0] in COMMANDS:
+        options = COMMANDS[words[0]]().parse_args(words[1:])
     else:
-        options = _run_parser().parse_args(words)
+        options = run_parser(_tell_version).parse_args(words)
     try:
-        return int(options.act(options))
+        return _ACTS[options.act](options)
     except SpecError as error:
         return _tell_faults(error)
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -60,28 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell_faults(error: SpecError) -> int:
     print("\n".join(error.lines()), file=sys.stderr)
     return WRONG_INPUT
-
-
-def _complete_words() -> None:
-    """Tell the shell what the words so far may go on with, and end."""
-    import argcomplete  # noqa: PLC0415
-    from argcomplete.completers import FilesCompleter  # noqa: PLC0415
-
-    typed = os.environ.get("COMP_LINE", "").split(maxsplit=2)
-    begun = len(typed) > 2 or os.environ.get("COMP_LINE", "").endswith(" ")
-    if len(typed) > 1 and begun and typed[1] in _COMMANDS:
-        # the command stands for the program: it has a parser of its own
-        os.environ[_COMPLETING] = str(int(os.environ[_COMPLETING]) + 1)
-        argcomplete.autocomplete(_COMMANDS[typed[1]]())
-    parser = _run_parser()
-    files = FilesCompleter(["toml", "json"])
-
-    def complete(prefix: str, **rest: Any) -> list[str]:
-        commands = [name for name in _COMMANDS if name.startswith(prefix)]
-        return [*commands, *files(prefix, **rest)]
-
-    parser._actions[1].completer = complete  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -181,7 +143,7 @@ def _launch(options: argparse.Namespace) -> int:
         raise SpecError([Fault("", str(error))]) from error
     words = [sys.executable, "-m", "mpiens", *_without_ranks(sys.argv[1:])]
     file: Path | None = None
-    if options.act is _run:
+    if options.act == "run":
         file = options.output or default_file(options.spec, options.shard)
     return launch.Launch([*command, *words], environment, file).run()
 
@@ -338,302 +300,34 @@ def _print_table(file: Path) -> None:
     Table(Store(file)).print()
 
 
-def _run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens",
-        usage=USAGE,
-        description="Run an ensemble of a stochastic simulator, alone or under "
-        "srun, mpirun or mpiexec; the same command goes on with what was begun.",
-    )
-    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
-    parser.add_argument(
-        *("-o", "--output"), type=Path, metavar="FILE", help="the result file"
-    )
-    parser.add_argument(
-        *("-n", "--ranks"),
-        type=_positive,
-        metavar="N",
-        help="start N ranks on this machine by the installed mpiexec",
-    )
-    parser.add_argument(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="run every N-th task only, from the I-th; mpiens merge joins the files",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="start over, even over a complete file"
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="run tasks again that failed"
-    )
-    parser.add_argument(
-        "--accept-model-change",
-        action="store_true",
-        help="go on although the model's code has changed",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0)
-    parser.set_defaults(act=_run)
-    return parser
+def _tell_version() -> None:
+    """Print what matters for a report of a bug."""
+    from mpiens import provenance  # noqa: PLC0415
 
-
-class _Version(argparse.Action):
-    """Print what matters for a report of a bug, and end."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from mpiens import provenance  # noqa: PLC0415
-
-        print("\n".join(provenance.describe()))
-        try:
-            print(_load_mpi().library())
-        except SpecError as error:
-            print(f"no MPI: {error.faults[0].text}")
-        import h5py  # noqa: PLC0415  (after MPI, as in a run)
-
-        parallel = "with" if h5py.get_config().mpi else "without"
-        print(f"HDF5 {h5py.version.hdf5_version}, {parallel} MPI")
-        parser.exit()
-
-
-def _check_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens check", description="Tell all faults of a spec, else its plan."
-    )
-    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--twice",
-        action="store_true",
-        help="run a task twice in one runner and in two, and compare the bits",
-    )
-    parser.set_defaults(act=_check)
-    return parser
-
-
-def _try_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens try", description="Run one task in the foreground, without MPI."
-    )
-    parser.add_argument("spec", type=Path, metavar="SPEC.toml")
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO")
-    parser.add_argument("replicate", nargs="?", type=int, default=0)
-    parser.add_argument("--pdb", action="store_true", help="look at a fault in pdb")
-    parser.set_defaults(act=_try)
-    return parser
-
-
-def _replay_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens replay",
-        description="Run one task of a result file again, in the foreground, and say "
-        "whether it gives the same bits.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO")
-    parser.add_argument("replicate", nargs="?", type=int, metavar="REPLICATE")
-    parser.add_argument(
-        "--trial", type=int, metavar="K", help="all of a calibration's trial, its loss"
-    )
-    parser.add_argument("--pdb", action="store_true", help="look at a fault in pdb")
-    parser.set_defaults(act=_replay)
-    return parser
-
-
-def _merge_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens merge",
-        description="Merge shards into one file, alone or under srun or mpirun; where "
-        "tasks are missing it stays partial, and what to run is told.",
-    )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument(
-        *("-o", "--output"), type=Path, metavar="FILE", required=True, help="the result"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="replace a file that is there"
-    )
-    parser.set_defaults(act=_merge)
-    return parser
-
-
-def _bench_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens bench",
-        description="Measure what these ranks and this file system give, by small "
-        "ensembles, and say what that means; under srun, mpirun or alone.",
-    )
-    parser.add_argument(
-        *("-n", "--ranks"),
-        type=_positive,
-        metavar="N",
-        help="start N ranks on this machine by the installed mpiexec",
-    )
-    parser.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        metavar="FOLDER",
-        default=Path(),
-        help="where results would go; what is written there is removed again",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
-    parser.add_argument(
-        "--task-seconds", type=_amount, metavar="S", help="what a task of yours takes"
-    )
-    parser.add_argument(
-        "--row-bytes",
-        type=_positive,
-        metavar="B",
-        default=8,
-        help="what a task of yours returns",
-    )
-    parser.set_defaults(act=_bench)
-    return parser
-
-
-def _show_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens show", description="Show a result file, complete or not."
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--digest", action="store_true", help="64 hex digits only")
-    form.add_argument("--csv", action="store_true", help="one row per scenario")
-    form.add_argument("--json", action="store_true", help="one JSON object")
-    form.add_argument(
-        "--parquet", type=Path, metavar="TABLE", help="as --csv, with types, to a file"
-    )
-    parser.add_argument(
-        "--long",
-        action="store_true",
-        help="one row per task, for --csv and --parquet",
-    )
-    parser.add_argument(
-        "--columns", metavar="A,B,...", help="these columns only, in this order"
-    )
-    parser.set_defaults(act=_show)
-    return parser
-
-
-def _plot_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens plot",
-        description="Draw a result file, complete or not: fans of curves, differences, "
-        "summaries, points of a design, a cube, a calibration, joined curves.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument(
-        *("-o", "--to"), type=Path, metavar="PICTURE", help=".png, .svg or .pdf"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=[
-            "fans",
-            "differences",
-            "summaries",
-            "points",
-            "cube",
-            "search",
-            "joined",
-        ],
-        help="what to draw; without it what suits the file",
-    )
-    parser.add_argument(
-        "--output", action="append", default=[], metavar="NAME", help="only this one"
-    )
-    parser.add_argument(
-        "--scenario", action="append", default=[], metavar="NAME", help="only this one"
-    )
-    parser.add_argument("--over", action="store_true", help="scenarios over each other")
-    parser.add_argument("--log", action="store_true", help="a logarithmic scale")
-    parser.add_argument("--size", choices=["column", "page"], default="page")
-    parser.add_argument(
-        "--style", type=Path, metavar="FILE", help="a style sheet of matplotlib"
-    )
-    parser.set_defaults(act=_plot)
-    return parser
-
-
-def _report_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens report",
-        description="Write one page with the answer, charts, failures, and how it was "
-        "made; it needs no other file and no network.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html")
-    parser.set_defaults(act=_report)
-    return parser
-
-
-def _watch_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens watch",
-        description="Follow a file while it is being written, from any machine that "
-        "sees it, until it is complete.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--every", type=_amount, default=5.0, metavar="SECONDS")
-    parser.add_argument("--once", action="store_true", help="look once, and end")
-    parser.set_defaults(act=_watch)
-    return parser
-
-
-def _init_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens init",
-        description="Write a spec and a model to start from, line by line explained.",
-    )
-    parser.add_argument(
-        "spec", type=Path, nargs="?", default=Path("sweep.toml"), metavar="SPEC.toml"
-    )
-    parser.set_defaults(act=_init)
-    return parser
-
-
-def _completion_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mpiens completion",
-        description='Print what lets a shell complete words: eval "$(mpiens completion '
-        'bash)" in ~/.bashrc.',
-    )
-    parser.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
-    parser.set_defaults(act=_completion)
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too few")
-    return number
-
-
-def _amount(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no length of time")
-    return number
-
-
-def _shard(text: str) -> Shard:
+    print("\n".join(provenance.describe()))
     try:
-        return Shard.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        print(_load_mpi().library())
+    except SpecError as error:
+        print(f"no MPI: {error.faults[0].text}")
+    import h5py  # noqa: PLC0415  (after MPI, as in a run)
+
+    parallel = "with" if h5py.get_config().mpi else "without"
+    print(f"HDF5 {h5py.version.hdf5_version}, {parallel} MPI")
 
 
-_COMMANDS = {
-    "check": _check_parser,
-    "try": _try_parser,
-    "show": _show_parser,
-    "replay": _replay_parser,
-    "merge": _merge_parser,
-    "bench": _bench_parser,
-    "plot": _plot_parser,
-    "report": _report_parser,
-    "watch": _watch_parser,
-    "init": _init_parser,
-    "completion": _completion_parser,
+_ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "check": _check,
+    "try": _try,
+    "show": _show,
+    "replay": _replay,
+    "merge": _merge,
+    "bench": _bench,
+    "plot": _plot,
+    "report": _report,
+    "watch": _watch,
+    "init": _init,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ FLOORS = {
             "notebook",
         ),
     ],
-    "roof": ["bench", "__main__"],
+    "roof": ["bench", "arguments", "__main__"],
 }
 ORDER = [module for floor in FLOORS.values() for module in floor]
 FOLDER = Path(mpiens.__file__).parent
