@@ -26,7 +26,9 @@ from mpiens.utilisation import draw_ranks, measure_ranks
 from mpiens.view import View, label
 from mpiens.wording import (
     enclose,
+    name_better,
     name_summary,
+    turn_share,
     write_number,
     write_percent,
     write_share,
@@ -131,21 +133,18 @@ class _Report:
     ) -> dict[str, Any]:
         timed, wanted = kind == "peak_time", self._spec.bands
         sure = f"{write_percent(wanted.confidence)} sure"
-        word = (
-            ("later" if wanted.better == "higher" else "earlier")
-            if timed
-            else ("better" if wanted.better else "lower")
-        )
         columns = ["scenario", "baseline", "mean difference"]
-        columns += ["averted"] * (not timed)
-        columns += [f"probability of being {word}", "replicates"]
+        columns += [turn_share(0.0, (0.0, 0.0), wanted.better)[0]] * (not timed)
+        better = f"probability of being {name_better(kind, wanted.better)}"
+        columns += [better, "replicates"]
         rows = []
         for entry, line in lines:
             if (own := line.verdict) is None:
                 continue
             cells: list[Cell] = [(entry.name, None), (str(entry.baseline), None)]
             cells += [(enclose(own.mean, own.mean_interval), own.mean)]
-            shares = [(own.averted, own.averted_interval)] * (not timed)
+            averted = turn_share(own.averted, own.averted_interval, wanted.better)
+            shares = [averted[1:]] * (not timed)
             shares += [(own.better, own.better_interval)]
             cells += [(enclose(*share, write_share), share[0]) for share in shares]
             rows.append([*cells, (f"{own.count:,}", float(own.count))])

@@ -31,7 +31,9 @@ from mpiens.store import Store
 from mpiens.summary import differ
 from mpiens.wording import (
     enclose,
+    name_better,
     name_summary,
+    turn_share,
     write_number,
     write_percent,
     write_share,
@@ -223,13 +225,12 @@ class Table:
         """Draw whether each scenario is better than its baseline, and how surely."""
         wanted, timed = self._layout.spec.bands.better, kind == "peak_time"
         paired = self._layout.spec.ensemble.pairing == "common"
-        word = ("later" if wanted == "higher" else "earlier") if timed else "better"
         drawn = Grid(
             f"{name_summary(output, kind)}: against the baseline, {self._sure}"
         )
         columns = ["mean difference", f"differences {self._band}"]
-        columns += ["gained" if wanted == "higher" else "averted"] * (not timed)
-        columns += [f"probability of being {word if timed or wanted else 'lower'}"]
+        columns += [turn_share(0.0, (0.0, 0.0), wanted)[0]] * (not timed)
+        columns += [f"probability of being {name_better(kind, wanted)}"]
         columns += ["pairing saves"] * paired + ["replicates for half the width"]
         drawn.add_columns("scenario", columns)
         for entry in shown:
@@ -237,9 +238,8 @@ class Table:
             verdict, spread = line.verdict, line.difference
             if verdict is None or spread is None:
                 continue
-            share, interval = verdict.averted, verdict.averted_interval
-            if wanted == "higher":
-                share, interval = -share, (-interval[1], -interval[0])
+            averted = verdict.averted, verdict.averted_interval
+            _, share, interval = turn_share(*averted, wanted)
             cells = [
                 f"{entry.name} vs {entry.baseline}",
                 enclose(verdict.mean, verdict.mean_interval),

@@ -49,6 +49,22 @@ def write_share(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
+def name_better(kind: str, better: str | None) -> str:
+    """Return what a probability is of: a time is early or late."""
+    if kind == "peak_time":
+        return "later" if better == "higher" else "earlier"
+    return "better" if better else "lower"
+
+
+def turn_share(
+    averted: float, interval: tuple[float, float], better: str | None
+) -> tuple[str, float, tuple[float, float]]:
+    """Return what an averted share is called where higher is better, and the share."""
+    if better == "higher":
+        return "gained", -averted, (-interval[1], -interval[0])
+    return "averted", averted, interval
+
+
 def write_percent(level: float) -> str:
     """Write a level, or how sure something is, as percents."""
     return f"{100 * level:g}%"

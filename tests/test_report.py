@@ -11,7 +11,7 @@ from typing import Any
 
 import gallery
 import pytest
-from conftest import Launcher
+from conftest import Launcher, write
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
@@ -112,6 +112,22 @@ def test_the_answer_comes_first_and_in_words(visit: Any, made: Launcher) -> None
     assert share in told
     assert "against open by" in told
     assert "of 23 pairs of twins, " in told
+
+
+def test_where_higher_is_better_table_and_page_tell_what_is_gained(
+    launcher: Launcher,
+) -> None:
+    text = gallery.SPECS["compared"].replace('better = "lower"', 'better = "higher"')
+    write(launcher.folder, "model.py", gallery.MODEL)
+    write(launcher.folder, "up.toml", text)
+    shown = launcher.mpiens("up.toml").output
+    assert launcher.mpiens("report", "up.h5").code == 0
+    page = (launcher.folder / "up.html").read_text()
+    for told in (shown, page):
+        assert "gained" in told
+        assert "averted" not in told
+        assert "probability of being later" in told
+        assert "probability of being better" in told
 
 
 def test_tables_are_sorted_by_what_is_clicked(visit: Any) -> None:
