@@ -123,7 +123,10 @@ def test_where_higher_is_better_table_and_page_tell_what_is_gained(
     shown = launcher.mpiens("up.toml").output
     assert launcher.mpiens("report", "up.h5").code == 0
     page = (launcher.folder / "up.html").read_text()
+    document = json.loads(launcher.mpiens("show", "up.h5", "--json").output)
+    masks = document["scenarios"][1]["summaries"]["new_cases"]["peak"]["verdict"]
     for told in (shown, page):
+        assert f"{-100 * masks['averted']:.3g}% [" in told, "masks gain less than none"
         assert "gained" in told
         assert "averted" not in told
         assert "probability of being later" in told
