@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -320,24 +319,6 @@ def collect_ended(but: int) -> None:
     with suppress(ChildProcessError):
         while (ended := os.waitid(os.P_ALL, 0, flags)) and ended.si_pid != but:
             os.waitpid(ended.si_pid, 0)
-
-
-def watch_parent(seconds: float) -> None:
-    """Kill the parent, from a thread, once it has been stopped for so long."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        since = None
-        while True:
-            time.sleep(seconds / 6)
-            if not is_stopped(parent):
-                since = None
-            elif since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since >= seconds:
-                os.kill(parent, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Cell:

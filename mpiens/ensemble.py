@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiens import mpi, window
 from mpiens.deadline import Deadline, Look, Stopped
 from mpiens.fault import SpecError
-from mpiens.heartbeat import Heartbeat
+from mpiens.heartbeat import Heartbeat, guarded
 from mpiens.outcome import BACK
 from mpiens.request import Request
 from mpiens.runner import Inline, Process, Runner
@@ -69,10 +70,13 @@ class Seat:
             pids = comm.meet(comm.node())
             mates = tuple(pid for pid in pids if pid != os.getpid())
             self.lone = not mates
-        self.set_heartbeat(comm, Heartbeat(Limits().heartbeat, mates))
+        self._beat(comm, Heartbeat(Limits().heartbeat, mates))
 
-    def set_heartbeat(self, comm: mpi.Comm, heartbeat: Heartbeat) -> None:
-        """Let others be watched over, while waiting, at this pace."""
+    def set_pace(self, comm: mpi.Comm, spec: Spec) -> None:
+        """Watch over the same at the pace that the spec asks for."""
+        self._beat(comm, replace(self.heartbeat, seconds=spec.limits.heartbeat))
+
+    def _beat(self, comm: mpi.Comm, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat
         comm.on_wait = heartbeat.look
 
@@ -143,9 +147,9 @@ def merge(comm: mpi.Comm, sources: Sources, deadline: Deadline) -> int:
         seat.look_after_mates(comm)
         whole = tell_all(comm, partial(root.prepare, comm.size) if root else None)
         if tell_all(comm, root.has_begun if root else None):
-            look = partial(seat.look, comm)
             spec = tell_all(comm, partial(getattr, root, "spec") if root else None)
-            whole = whole and _conclude(comm, root, look)
+            seat.set_pace(comm, spec)
+            whole = whole and _conclude(comm, seat, root)
             if not (whole and _aggregate(comm, spec, seat, root)):
                 return int(tell_all(comm, root.pause if root else None))
         return int(tell_all(comm, root.finish if root else None))
@@ -170,8 +174,7 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
     spec = tell_all(comm, prepare)
     seat.begun = True
     if spec is not None:  # else there is nothing left to do
-        pace = replace(seat.heartbeat, seconds=spec.limits.heartbeat)
-        seat.set_heartbeat(comm, pace)
+        seat.set_pace(comm, spec)
         if not comm.all_true(seat.shared is not None):
             seat.shared = _share(comm, spec, look)
         complete = False
@@ -180,7 +183,7 @@ def _run(comm: mpi.Comm, seat: Seat, request: Request) -> int:
             if tell_all(comm, partial(root.ends, ending) if root else None):
                 return int(tell_all(comm, root.pause if root else None))
             if request.shard is None:
-                complete = _conclude(comm, root, look)
+                complete = _conclude(comm, seat, root)
                 if complete and not _aggregate(comm, spec, seat, root):
                     return int(tell_all(comm, root.pause if root else None))
             else:  # what is made of all rows is made when shards are merged
@@ -277,12 +280,23 @@ def _check(root: Root) -> bool:
     return not root.redo(root.check_rows())
 
 
-def _conclude(comm: mpi.Comm, root: Root | Merger | None, look: Look) -> bool:
+def _conclude(comm: mpi.Comm, seat: Seat, root: Root | Merger | None) -> bool:
     """Make summaries and bands; False where rows proved broken, to be run again.
 
     All ranks do it where HDF5 is parallel, else the root alone.
     """
-    ask = tell_all if tell_all(comm, _is_parallel if root else None) else _ask_root
+    if not tell_all(comm, _is_parallel if root else None):
+        return _describe(comm, root, partial(seat.look, comm), _ask_root)
+    with guarded(seat.heartbeat.seconds) if comm.size > 1 else nullcontext():
+        return _describe(comm, root, partial(seat.look, comm), tell_all)
+
+
+def _describe(
+    comm: mpi.Comm,
+    root: Root | Merger | None,
+    look: Look,
+    ask: Callable[..., Any],
+) -> bool:
     scene = ask(comm, root.scene if root else None)
     broken = _together(comm, root, "summarise_rows", scene, look)
     if tell_all(comm, partial(root.redo, broken) if root else None):

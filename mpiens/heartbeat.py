@@ -2,9 +2,10 @@
 
 A stopped process (SIGSTOP, a debugger) holds up everybody for ever, since no MPI tells
 of it.  The ranks of its node see it in the kernel's books and kill it, whereupon it is
-a lost rank like any other; where a rank is alone on its node its runner does so.  The
-root hears when a rank is silent that nobody could kill.  A rank that computes is
-neither stopped nor silent: its supervisor always answers.
+a lost rank like any other; where a rank is alone on its node its runner does so, and
+where all may wait in a library that does not look around, a child of each.  The root
+hears when a rank is silent that nobody could kill.  A rank that computes is neither
+stopped nor silent: its supervisor always answers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from mpiens.child import is_stopped
+from mpiens.child import fork, is_stopped
 
 SILENT = 3  # heartbeats after which a rank that nobody could kill is given up
 
@@ -49,6 +51,49 @@ class Stillness:
         now = self.clock()
         return now - self._since.setdefault(pid, now) >= self.seconds
 
+    def end(self, pids: Iterable[int]) -> None:
+        """Kill those that have been stopped for too long; cheap between looks."""
+        if not self.is_due():
+            return
+        for pid in filter(self.lasts, pids):
+            text = f"process {pid} has been stopped for {self.seconds} s: ending it"
+            print(f"mpiens: {text}", file=sys.stderr, flush=True)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def watch_parent(seconds: float) -> None:
+    """Kill the parent, from a thread, once it has been stopped for so long."""
+    threading.Thread(target=_watch, args=(os.getppid(), seconds), daemon=True).start()
+
+
+@contextmanager
+def guarded(seconds: float) -> Iterator[None]:
+    """Let a child kill this process, should it be stopped for so long meanwhile.
+
+    For calls in which the others wait for it and look after nobody.
+    """
+    guarded_one = os.getpid()
+
+    def guard() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for who decides
+        _watch(guarded_one, seconds)
+
+    pid = fork(guard)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _watch(pid: int, seconds: float) -> None:
+    """Kill a process once it has been stopped for so long; never returns."""
+    stillness = Stillness(seconds)
+    while True:
+        stillness.end([pid])
+        time.sleep(seconds / 5)
+
 
 @dataclass
 class Heartbeat:
@@ -67,14 +112,7 @@ class Heartbeat:
 
     def look(self) -> None:
         """Kill the mates that have been stopped for too long; cheap between looks."""
-        if not self._stillness.is_due():
-            return
-        for pid in self.mates:
-            if self._stillness.lasts(pid):
-                text = f"process {pid} has been stopped for {self.seconds} s: ending it"
-                print(f"mpiens: {text}", file=sys.stderr, flush=True)
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        self._stillness.end(self.mates)
 
     def is_due(self) -> bool:
         """Whether it is time to let the others hear from us; once per beat."""

@@ -36,6 +36,7 @@ START_PATIENCE = 20  # seconds for a tolerant MPI_Init, and a tenth more for eve
 OTHER_PATIENCE = 300  # the same where a launcher should tell of lost ranks
 PATIENCE = 45  # seconds after which a call that does not return ends its process
 FAREWELL = 15  # seconds that tolerant ranks wait for each other at the very end
+EAGER_BYTES = 4096  # of what is under way, which MPI carries without our help
 CHUNK = 64 << 20  # bytes of one broadcast; MPI 3 counts in C ints
 # seconds slept between two looks: at first, at most, and at most where a bell rings or
 # where nothing has happened for long, of which it may be such a share
@@ -163,6 +164,10 @@ class Comm:
         self._sends = [send for send in self._sends if not send[0].Test()]
         return sum(len(data) for _, _, data in self._sends)
 
+    def is_laden(self) -> bool:
+        """Whether so much is under way that both sides should be awake."""
+        return self.unsent() > EAGER_BYTES
+
     def undelivered(self, tag: int) -> list[Buffer]:
         """Return what was posted under a tag and may not have been received."""
         return [data for _, own, data in self._sends if own == tag]
@@ -188,6 +193,8 @@ class Comm:
         backoff = Backoff()
         while self.unsent():
             self._look_around()
+            if self.is_laden():
+                backoff.reset()
             backoff.sleep()
 
     @_noticing
@@ -312,7 +319,9 @@ class Comm:
             return None
         data = bytearray(status.Get_count(MPI.BYTE))
         message = Message(status.Get_source(), status.Get_tag(), data)
-        self.raw.Recv([data, MPI.BYTE], message.source, message.tag)
+        request = self.raw.Irecv([data, MPI.BYTE], message.source, message.tag)
+        while not request.Test():  # its sender is at it, unless it was stopped
+            self._look_around()
         return message
 
     def _wait(self, request: MPI.Request, limit: float = float("inf")) -> None:

@@ -37,9 +37,9 @@ from mpiens.child import (
     keep_memory,
     on_standard_error,
     take_long_turns,
-    watch_parent,
 )
 from mpiens.executor import CLOSED_FILES, MARK, Executor, Watch, flush_standard
+from mpiens.heartbeat import watch_parent
 from mpiens.outcome import ROW
 from mpiens.program import forget
 from mpiens.spec import Spec

@@ -63,7 +63,6 @@ MANY_SECONDS = 1.0
 RECALL_SECONDS = 0.01  # what is worth to be called back
 LATE = 5.0  # seconds of the deadline's margin for tasks longer than expected
 HELD_BYTES = 64 << 20  # results a rank may hold back while no layout is known
-EAGER_BYTES = 4096  # of what is under way, which MPI carries without our help
 UNSENT_BYTES = 16 << 20  # results a rank may have under way to the root
 
 
@@ -197,7 +196,7 @@ def _rest(comm: Comm, worker: Worker, backoff: Backoff, *, busy: bool) -> None:
     """Sleep until something happens, but for who was ``busy`` just now."""
     if not busy:
         rang = worker.wait(backoff.next(), comm.bell)
-    elif comm.unsent() > EAGER_BYTES:  # large messages want both sides to be awake
+    elif comm.is_laden():
         rang = True
     else:
         rang = False

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Launch, Launcher
+from conftest import Launch, Launcher, mpiexec_of, python_of
 
 MODEL = """
 import os
@@ -37,6 +37,28 @@ dims = ["step"]
 summaries = ["peak"]
 """
 TASKS = 400
+# mpiens, with a rank that stops itself while all ranks write together
+STOPPED = """
+import os
+import signal
+import sys
+
+from mpiens import mpi, summary
+from mpiens.__main__ import main
+
+make = summary.make_bands
+
+
+def stop_and_make(comm, *rest):
+    if comm.rank == 1 and not os.path.exists("stopped"):
+        open("stopped", "w").close()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return make(comm, *rest)
+
+
+summary.make_bands = stop_and_make
+sys.exit(main())
+"""
 RANKS = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")
 
 
@@ -180,5 +202,33 @@ def test_without_fault_tolerance_a_stopped_rank_does_not_hold_up_the_job(
     assert launch.code != 0
     assert not launch.orphans()
     again = job.ranks(environment, 3, "sweep.toml")
+    assert again.code == 0, again.errors
+    assert job.digest("sweep.h5") == calm
+
+
+@pytest.mark.parametrize("environment", ["openmpi", "debian"])
+@pytest.mark.parametrize("work", ["run", "run without processes", "merge"])
+def test_a_rank_that_stops_while_all_write_together_is_ended(
+    job: Launcher, calm: str, environment: str, work: str
+) -> None:
+    spec = SPEC + "[limits]\nheartbeat = 1.0\n"
+    if work == "run without processes":
+        spec += 'isolation = "none"\n'
+    (job.folder / "sweep.toml").write_text(spec)
+    (job.folder / "stopped.py").write_text(STOPPED)
+    words = ["sweep.toml"]
+    if work == "merge":
+        for shard in ("0/2", "1/2"):
+            part = job.mpiens("sweep.toml", "--shard", shard, environment=environment)
+            assert part.code == 0, part.errors
+        shards = sorted(path.name for path in job.folder.glob("*.h5"))
+        words = ["merge", *shards, "-o", "sweep.h5"]
+    python = [python_of(environment), "stopped.py", *words]
+    launch = job.start([*mpiexec_of(environment), "-n", "3", *python])
+    launch.wait(60)
+    assert launch.code != 0
+    assert "has been stopped for" in launch.errors
+    assert not launch.orphans()
+    again = job.ranks(environment, 3, *words)
     assert again.code == 0, again.errors
     assert job.digest("sweep.h5") == calm

@@ -132,6 +132,30 @@ def test_a_message_is_unsent_until_it_has_been_received(
     assert answers[-1][1] == [5, 5, 0]
 
 
+def test_who_receives_looks_around_while_the_sender_does_not_help(
+    comm: mpi.Comm, everyone: Everyone
+) -> None:
+    looks: list[float] = []
+    fine = True
+    if comm.rank == comm.size - 1:
+        comm.post(0, 62, bytes(16 << 20))
+        time.sleep(1.0)
+    if comm.rank == 0:
+        while not comm.raw.Iprobe():
+            time.sleep(0.001)
+        comm.on_wait = lambda: looks.append(time.monotonic())
+        began = time.monotonic()
+        message = comm.poll()
+        seconds = time.monotonic() - began
+        comm.on_wait = None
+        # where one may read another's memory there is nothing to wait for
+        fine = seconds < 0.5 or len(looks) > 1
+        assert message is not None
+        assert len(message.data) == 16 << 20
+    comm.flush()
+    assert all(everyone(fine))
+
+
 def test_nobody_passes_a_barrier_before_all_have_come(
     comm: mpi.Comm, everyone: Everyone
 ) -> None:
