@@ -73,6 +73,9 @@ class Echo:
     def unsent(self) -> int:
         return 0
 
+    def is_laden(self) -> bool:
+        return False
+
 
 class Nobody:
     """The root's own worker, which runs nothing."""
