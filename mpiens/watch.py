@@ -120,7 +120,10 @@ def watch(file: Path, *, every: float, once: bool) -> int:
         if path is None:
             print(f"mpiens: waiting for the first task of {file}", file=sys.stderr)
         else:
-            store = Store(path)
+            try:
+                store = Store(path)
+            except FileNotFoundError:  # it has just got its last name
+                continue
             look = Look(store)
             pace.enter(look.finished, time.monotonic())
             show(look, [*_tell(look, pace, file)])

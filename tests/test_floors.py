@@ -44,6 +44,7 @@ FLOORS = {
             "farewell",
             "mpi",
             "child",
+            "heartbeat",
             "extract",
             "memfile",
             "program",
@@ -52,7 +53,7 @@ FLOORS = {
         *("model", "scoring", "steps", "executor", "runner", "study"),
     ],
     "tools": [
-        *("heartbeat", "worker", "workqueue", "window", "lock", "journal", "shelf"),
+        *("worker", "workqueue", "window", "lock", "journal", "shelf"),
         *("contents", "foundation", "store", "pilot", "ledger"),
     ],
     "stories": [
