@@ -122,8 +122,10 @@ def watch(file: Path, *, every: float, once: bool) -> int:
         else:
             try:
                 store = Store(path)
-            except FileNotFoundError:  # it has just got its last name
-                continue
+            except (FileNotFoundError, SpecError):
+                if path.exists():
+                    raise
+                continue  # it has just got its last name
             look = Look(store)
             pace.enter(look.finished, time.monotonic())
             show(look, [*_tell(look, pace, file)])

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import Launcher, wait_until, write
 
+from mpiens.watch import watch as watch_file
+
 MODEL = """
 import time
 from pathlib import Path
@@ -110,3 +112,18 @@ def test_on_a_terminal_the_last_look_replaces_the_one_before(
     text = shown.decode()
     assert "early" in text
     assert "20 of 20 tasks (100%), 2 failed: complete" in text
+
+
+def test_a_file_that_has_just_got_its_last_name_is_looked_for_again(
+    folder: Path,
+    launcher: Launcher,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(folder, "go", "")
+    assert launcher.mpiens("run.toml").code == 3
+    file = folder / "run.h5"
+    found = iter([folder / "run.h5.partial", file])
+    monkeypatch.setattr("mpiens.watch._find", lambda path: next(found))
+    assert watch_file(file, every=0.01, once=False) == 0
+    assert "20 of 20 tasks (100%), 2 failed: complete" in capsys.readouterr().out
