@@ -123,9 +123,9 @@ def watch(file: Path, *, every: float, once: bool) -> int:
             try:
                 store = Store(path)
             except (FileNotFoundError, SpecError):
-                if path.exists():
+                if path.exists() and not is_held(file):
                     raise
-                continue  # it has just got its last name
+                continue  # it has just got its last name, or is being completed
             look = Look(store)
             pace.enter(look.finished, time.monotonic())
             show(look, [*_tell(look, pace, file)])
