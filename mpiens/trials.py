@@ -50,8 +50,16 @@ def lay_out(layout: Layout, trials: int) -> Layout:
         raise RuntimeError("there is no [calibrate]")
     most = max(trials, spec.calibrate.trials)  # jobs may ask for the last one at once
     calibrate = dataclasses.replace(spec.calibrate, trials=most)
+    given = {  # to every trial alike, but for what is calibrated
+        name: (None,) * spec.per_trial
+        if name in spec.calibrated
+        else values[: spec.per_trial]
+        for name, values in layout.parameters.items()
+    }
     return dataclasses.replace(
-        layout, spec=dataclasses.replace(spec, calibrate=calibrate)
+        layout,
+        spec=dataclasses.replace(spec, calibrate=calibrate),
+        parameters={name: values * most for name, values in given.items()},
     )
 
 

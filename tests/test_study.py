@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import optuna
 import pytest
@@ -140,6 +142,28 @@ def test_a_job_that_came_too_late_does_not_hinder_a_merge(
         good(launcher.mpiens("merge", *files, "-o", "all.h5", "--fresh"))
         losses = read(fit / "all.h5", "trials/loss")
         np.testing.assert_array_equal(losses, read(fit / "first.h5", "trials/loss"))
+
+
+def test_jobs_that_asked_for_more_than_was_wanted_are_merged_whole(
+    fit: Path, launcher: Launcher
+) -> None:
+    rest = "[scenarios.sine]\n[scenarios.cosine]\nwave = 'cosine'"
+    spec(fit, trials=3, more='storage = "shared.log"', rest=rest)
+    files = ["first.h5", "second.h5"]
+    for file in files:
+        good(launcher.mpiens("fit.toml", "-o", file))
+        (fit / "shared.log").unlink()
+    with h5py.File(fit / files[1], "r+") as file:  # as if both asked at one moment
+        file["trials/stream"][:] += 3
+        del file.attrs["digest"]
+    good(launcher.mpiens("merge", *files, "-o", "all.h5"))
+    shown = json.loads(good(launcher.mpiens("show", "all.h5", "--json")).output)
+    assert len(shown["calibration"]["trials"]) == 6
+    waves = [entry["parameters"]["wave"] for entry in shown["scenarios"]]
+    assert waves == ["sine", "cosine"] * 6
+    for name in ("parameters/a", "series/line"):
+        parts = [read(fit / file, name) for file in files]
+        np.testing.assert_array_equal(read(fit / "all.h5", name), np.concatenate(parts))
 
 
 def test_a_storage_that_is_lost_costs_nothing_that_was_finished(
