@@ -58,7 +58,8 @@ class Channel:
     def send(self, kind: int, data: bytes | bytearray) -> None:
         """Send one frame, waiting until the other end has taken it."""
         self.send_raw(_HEAD.pack(len(data), kind))
-        self.send_raw(data)
+        if data:  # else the other end may have all it wants, and be gone
+            self.send_raw(data)
 
     def send_raw(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes as they are, waiting until the other end has taken them."""
@@ -104,7 +105,10 @@ class Channel:
         del self._received[: len(early)]
         part = part[len(early) :]
         while part:
-            got = self.socket.recv_into(part)
+            try:
+                got = self.socket.recv_into(part)
+            except OSError as error:
+                raise Ended from error
             if got == 0:
                 raise Ended
             part = part[got:]

@@ -3,14 +3,14 @@
 The root's loader runs in a child process; what it returns is pickled with protocol 5.
 The buffers of its arrays travel straight into each node's window, and only the small
 skeleton around them goes to every rank.  A runner rebuilds the object from both: its
-arrays are read-only views on the window.
+arrays are read-only views on the window.  On the root's own node all ranks copy them
+out of the loader's memory; where that is forbidden they come through a socket.
 
 For a program it becomes files in memory instead, again once per node.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
 import itertools
 import mmap
@@ -18,6 +18,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from mpiens import memfile
 from mpiens.child import Channel, Ended, await_child, fork
 from mpiens.deadline import Look, Stopped, look_away
 from mpiens.fault import Fault, SpecError, place
+from mpiens.loan import Lender, Loan
 from mpiens.memfile import Part, as_files
 from mpiens.model import load
 from mpiens.spec import Spec
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64  # bytes; what vector units like
 CHUNK = 16 << 20
-_HEADER, _FAULTS = range(2)
-Header = tuple[bytes, tuple[int, ...], Mapping[str, int]]
+_HEADER, _FAULTS, _SEND, _LEND = range(4)  # the last two are asked of the loader
+_GONE = "its process ended while its data was copied"
+LEND_SECONDS = 0.002  # between two looks at what may be given back
+Header = tuple[bytes, tuple[int, ...], Mapping[str, int], Loan]
 
 
 class _Pickler(pickle.Pickler):
@@ -165,7 +169,7 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     header = comm.bcast(source.header(look) if source else None)
     if isinstance(header, Exception):
         raise header
-    skeleton, sizes, maps = header
+    skeleton, sizes, maps, loan = header
     try:
         _check_maps(comm, maps)
     except SpecError:
@@ -182,11 +186,17 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     node = comm.node()
     leaders = comm.leaders(node)
     window = node.allocate_shared(nbytes)
-    _fill(window, source, leaders)
+    reason = _fill_from(node, leaders, window, source, loan)
     if source is not None:
         source.close()
-    node.barrier()
+    _tell_all(comm, reason)
     return Shared(skeleton, sizes, window)
+
+
+def _tell_all(comm: Comm, reason: str) -> None:
+    """Raise SpecError on all ranks where one has a reason to.  Collective."""
+    if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
+        raise SpecError([Fault(place("shared", "loader"), reasons[0])])
 
 
 def _check_maps(comm: Comm, maps: Mapping[str, int]) -> None:
@@ -210,14 +220,47 @@ def _check_maps(comm: Comm, maps: Mapping[str, int]) -> None:
         raise SpecError([Fault(place("shared", "mapped"), reasons[0])])
 
 
-def _fill(window: memoryview, source: _Loader | None, leaders: Comm | None) -> None:
-    """Bring the next bytes of the root's stream into memory of every node."""
+def _fill_from(
+    node: Comm,
+    leaders: Comm | None,
+    window: memoryview,
+    source: _Loader | None,
+    loan: Loan,
+) -> str:
+    """Fill the windows of all nodes; return what is wrong.
+
+    All ranks of the root's node copy what the loader lends; where one of them may not,
+    the root gets it sent.
+    """
+    near = bool(node.bcast(source is not None))
+    lent = near and loan.is_coarse and node.all_true(loan.can_be_read())
+    reason = ""
+    if source is not None:
+        source.begin(_LEND if lent else _SEND)
+    if lent:
+        try:
+            loan.read_into(window, node.rank, node.size)
+        except ProcessLookupError:
+            reason = _GONE
+        except OSError as error:
+            reason = f"left memory that cannot be read: {error.strerror}"
+        node.barrier()
+    return _fill(window, None if lent else source, leaders) or reason
+
+
+def _fill(window: memoryview, source: _Loader | None, leaders: Comm | None) -> str:
+    """Bring the root's stream, or what it has, to every node; return what is wrong."""
+    reason = ""
     for start in range(0, len(window), CHUNK):
         part = window[start : start + CHUNK]
-        if source is not None:
-            source.read_into(part)
+        if source is not None and not reason:
+            try:
+                source.read_into(part)
+            except Ended:
+                reason = _GONE  # told to all when they wait for no more
         if leaders is not None and leaders.size > 1:
             leaders.bcast_into(part)
+    return reason
 
 
 def _share_files(
@@ -227,24 +270,25 @@ def _share_files(
     node = comm.node()
     leaders = comm.leaders(node)
     own: dict[str, int] = {}
+    reason = ""
+    if source is not None:
+        source.begin(_SEND)
     if leaders is not None:
         own = {name: memfile.create(name, room) for name, (_, room) in sizes.items()}
         with memfile.writing([*own.values()]) as views:
             for view in views:
-                _fill(view, source, leaders)
+                reason = _fill(view, source, leaders) or reason
         for name, (size, _) in sizes.items():
             memfile.seal(own[name], size)
     if source is not None:
         source.close()
     pid, theirs = node.bcast((os.getpid(), own))
-    reason = ""
     try:
         if leaders is None:
             own = {n: memfile.reopen(pid, file) for n, file in theirs.items()}
     except OSError as error:
         reason = f"its files in memory cannot be opened by all ranks: {error}"
-    if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
-        raise SpecError([Fault(place("shared", "loader"), reasons[0])])
+    _tell_all(comm, reason)
     return Files(own)
 
 
@@ -311,6 +355,11 @@ class _Loader:
         header: Header = pickle.loads(data)
         return header
 
+    def begin(self, how: int) -> None:
+        """Ask for the window's bytes through the channel, or to lend them."""
+        with suppress(Ended):  # which is told when they are missing
+            self._channel.send(how, b"")
+
     def read_into(self, part: memoryview) -> None:
         """Receive the next bytes of the window."""
         self._channel.receive_into(part)
@@ -323,49 +372,30 @@ class _Loader:
 
 
 def _stream(channel: Channel, spec: Spec) -> None:
-    """Load in the child, and send the header and then the window's bytes."""
+    """Load in the child, and send the header and then the window's bytes, or lend."""
     try:
         packed = load_packed(spec)
     except SpecError as error:
         channel.send(_FAULTS, pickle.dumps(error.faults))
         return
     sizes = [len(b) for b in packed.buffers]
-    header: Header = packed.skeleton, tuple(sizes), packed.maps
+    *places, end = _offsets(sizes)
+    lender = Lender(packed.buffers, places)
+    header: Header = packed.skeleton, tuple(sizes), packed.maps, lender.loan
     channel.send(_HEADER, pickle.dumps(header))
-    offsets = _offsets(sizes)
-    starts = [np.frombuffer(b, np.uint8).ctypes.data for b in packed.buffers]
-    apart = _are_apart(starts, sizes)
-    for index, buffer in enumerate(packed.buffers):
-        for start in range(0, len(buffer), CHUNK):
-            part = buffer[start : start + CHUNK]
-            channel.send_raw(part)
-            if apart:
-                _forget(starts[index] + start, len(part))
-        gap = offsets[index + 1] - offsets[index] - len(buffer)
-        if gap:  # else the other end may have all it wants, and be gone
-            channel.send_raw(bytes(gap))
-
-
-def _are_apart(starts: list[int], sizes: list[int]) -> bool:
-    """Whether no two buffers have memory in common."""
-    ends = 0
-    for start, size in sorted(zip(starts, sizes, strict=True)):
-        if size and start < ends:
-            return False
-        ends = max(ends, start + size)
-    return True
-
-
-def _forget(start: int, size: int) -> None:
-    """Give back whole pages that will never be looked at again.
-
-    So a node never holds the data twice: what has reached the window is gone here.
-    """
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    nbytes = (start + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if nbytes > 0:  # where it cannot be done it is no harm
-        arguments = ctypes.c_void_p(first), ctypes.c_size_t(nbytes)
-        ctypes.CDLL(None).madvise(*arguments, mmap.MADV_DONTNEED)
+    how, _ = channel.receive()
+    if how == _LEND:
+        while not channel.wait(LEND_SECONDS):  # until the other end has gone
+            lender.give_back()
+        return
+    there = 0
+    for piece, start in lender.pieces():
+        if start > there:
+            channel.send_raw(bytes(start - there))
+        channel.send_raw(piece.data)
+        there = start + len(piece)
+    if end > there:  # else the other end may have all it wants, and be gone
+        channel.send_raw(bytes(end - there))
 
 
 def _offsets(sizes: list[int]) -> list[int]:

@@ -47,6 +47,7 @@ FLOORS = {
             "heartbeat",
             "extract",
             "memfile",
+            "loan",
             "program",
             "generators",
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpiens import mpi, window
+from mpiens import loan, mpi, window
 from mpiens.fault import SpecError
 from mpiens.model import find
 from mpiens.reader import decode
@@ -139,13 +141,28 @@ class TwoNodes(mpi.Comm):
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes that travel at once: fewer than there are, and far more."""
     monkeypatch.setattr(window, "CHUNK", request.param)
+    monkeypatch.setattr(loan, "BLOCK", request.param)
     return int(request.param)
+
+
+@pytest.fixture(params=["lent", "sent", "forbidden"])
+def way(
+    comm: mpi.Comm, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """How bytes leave the loader: those of little arrays are sent."""
+    monkeypatch.setattr(loan, "COARSE", 1 << 40 if request.param == "sent" else 0)
+    if request.param == "forbidden" and comm.rank == comm.size - 1:
+        monkeypatch.setattr(loan.Loan, "can_be_read", lambda self: False)
+    if request.param != "lent":
+        monkeypatch.setattr(loan.Loan, "read_into", None)  # is not called
+    return str(request.param)
 
 
 @pytest.mark.parametrize("kind", [mpi.Comm, TwoNodes])
 @pytest.mark.parametrize("size", [1, 5001])
+@pytest.mark.usefixtures("chunk", "way")
 def test_every_rank_sees_what_the_root_alone_has_loaded(
-    everyone: Everyone, load: Load, chunk: int, size: int, kind: type[mpi.Comm]
+    everyone: Everyone, load: Load, size: int, kind: type[mpi.Comm]
 ) -> None:
     found = everyone(lambda: describe(load("load", size, kind)()))
     rng = np.random.default_rng(size)
@@ -197,8 +214,42 @@ def test_a_loaders_fault_is_told_on_all_ranks(
         assert len(error.faults) == 1
 
 
+@pytest.mark.parametrize("moment", ["lent", "sent", "before"])
+@pytest.mark.parametrize("kind", [mpi.Comm, TwoNodes])
+def test_a_loader_that_is_killed_while_it_is_copied_is_told_on_all_ranks(
+    comm: mpi.Comm,
+    everyone: Everyone,
+    load: Load,
+    kind: type[mpi.Comm],
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loan, "COARSE", 0 if moment == "lent" else 1 << 40)
+    where = {
+        "lent": (loan.Loan, "read_into"),
+        "sent": (window._Loader, "read_into"),
+        "before": (window._Loader, "begin"),
+    }
+    kind_of, name = where[moment]
+    act = getattr(kind_of, name)
+
+    def kill_first(self: Any, *args: Any) -> None:
+        process = self.process if moment == "lent" else self._pid
+        if comm.rank == 0:
+            os.kill(process, signal.SIGKILL)
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+            act(self, *args)
+
+    monkeypatch.setattr(kind_of, name, kill_first)
+    errors = everyone(lambda: load("load", 50001, kind))
+    assert [type(error) for error in errors] == [SpecError] * comm.size
+    for error in errors:
+        assert "its process ended while its data was copied" in str(error)
+
+
+@pytest.mark.usefixtures("chunk", "way")
 def test_arrays_that_share_memory_all_arrive(
-    comm: mpi.Comm, everyone: Everyone, load: Load, chunk: int
+    comm: mpi.Comm, everyone: Everyone, load: Load
 ) -> None:
     shared = load("load_twice", 5000)()
     whole = np.arange(5000.0)
