@@ -189,14 +189,14 @@ def share(comm: Comm, spec: Spec, look: Look = look_away) -> Callable[[], Any]:
     reason = _fill_from(node, leaders, window, source, loan)
     if source is not None:
         source.close()
-    _tell_all(comm, reason)
+    _tell_all(comm, "loader", reason)
     return Shared(skeleton, sizes, window)
 
 
-def _tell_all(comm: Comm, reason: str) -> None:
+def _tell_all(comm: Comm, key: str, reason: str) -> None:
     """Raise SpecError on all ranks where one has a reason to.  Collective."""
     if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
-        raise SpecError([Fault(place("shared", "loader"), reasons[0])])
+        raise SpecError([Fault(place("shared", key), reasons[0])])
 
 
 def _check_maps(comm: Comm, maps: Mapping[str, int]) -> None:
@@ -216,8 +216,7 @@ def _check_maps(comm: Comm, maps: Mapping[str, int]) -> None:
             f"maps {path}, which {socket.gethostname()} does not see ({why}); {way}"
         )
         break
-    if reasons := [text for text in comm.bcast(comm.gather(reason)) if text]:
-        raise SpecError([Fault(place("shared", "mapped"), reasons[0])])
+    _tell_all(comm, "mapped", reason)
 
 
 def _fill_from(
@@ -288,7 +287,7 @@ def _share_files(
             own = {n: memfile.reopen(pid, file) for n, file in theirs.items()}
     except OSError as error:
         reason = f"its files in memory cannot be opened by all ranks: {error}"
-    _tell_all(comm, reason)
+    _tell_all(comm, "loader", reason)
     return Files(own)
 
 
