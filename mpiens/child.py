@@ -58,8 +58,7 @@ class Channel:
     def send(self, kind: int, data: bytes | bytearray) -> None:
         """Send one frame, waiting until the other end has taken it."""
         self.send_raw(_HEAD.pack(len(data), kind))
-        if data:  # else the other end may have all it wants, and be gone
-            self.send_raw(data)
+        self.send_raw(data)
 
     def send_raw(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes as they are, waiting until the other end has taken them."""

@@ -19,7 +19,7 @@ import numpy as np
 
 BLOCK = 1 << 20  # bytes that are read, and given back, at once
 _TOKEN = 16  # bytes
-COARSE = 1 << 16  # bytes a part, on average
+COARSE = 1 << 16  # bytes a part on average, since each takes a call of its own
 _ALLOW_READERS, _ANY = 0x59616D61, -1  # of prctl(2), where Yama is strict
 
 
@@ -37,11 +37,6 @@ class Loan:
         for address, size, place in self.parts:
             for start in range(0, size, BLOCK):
                 yield address + start, min(BLOCK, size - start), place + start
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether it has few parts for its size: each takes a call of its own."""
-        return sum(size for _, size, _ in self.parts) >= COARSE * len(self.parts)
 
     def can_be_read(self) -> bool:
         """Whether this process may read it: a number may be another process's here."""
@@ -82,31 +77,34 @@ class Loan:
 
 
 class Lender:
-    """The memory's owner, which gives back what everybody has."""
+    """The memory's owner, which gives back what everybody has.
+
+    ``loan`` is None where there are many parts for their size.
+    """
 
     def __init__(self, buffers: list[Any], places: list[int]) -> None:
         arrays = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
-        parts = zip(arrays, places, strict=True)
-        lent = [(own.ctypes.data, len(own), place) for own, place in parts if len(own)]
+        whole = zip(arrays, places, strict=True)
+        parts = [(own.ctypes.data, len(own), place) for own, place in whole if len(own)]
         token = secrets.token_bytes(_TOKEN)
-        self._arrays = [own for own in arrays if len(own)]
-        self._apart = _are_apart(lent)  # else memory is read again as part of others
-        count = sum(-(-size // BLOCK) for _, size, _ in lent)
+        count = sum(-(-size // BLOCK) for _, size, _ in parts)
         self._board = np.zeros(_TOKEN + count, np.uint8)
         self._board[:_TOKEN] = np.frombuffer(token, np.uint8)
+        loan = Loan(os.getpid(), self._board.ctypes.data, token, tuple(parts))
+        self._arrays = [own for own in arrays if len(own)]
+        self._blocks = [*loan.blocks()]
+        self._apart = _are_apart(parts)  # else memory is read again as part of others
         self._returned = np.zeros(count, bool)
-        address = self._board.ctypes.data
-        self.loan = Loan(os.getpid(), address, token, tuple(lent))
-        self._blocks = [*self.loan.blocks()]
+        coarse = sum(size for _, size, _ in parts) >= COARSE * len(parts)
+        self.loan = loan if coarse else None
         none = ctypes.c_ulong(0)
         ctypes.CDLL(None).prctl(_ALLOW_READERS, ctypes.c_ulong(_ANY), none, none, none)
 
     def give_back(self) -> None:
         """Give memory back that has been read, so that no node holds it twice."""
         read = self._board[_TOKEN:].astype(bool) & ~self._returned
-        for index in np.flatnonzero(read).tolist() if self._apart else []:
-            address, size, _ = self._blocks[index]
-            _forget(address, size)
+        for index in np.flatnonzero(read).tolist():
+            self._forget(index)
         self._returned |= read
 
     def pieces(self) -> Iterator[tuple[Any, int]]:
@@ -116,10 +114,14 @@ class Lender:
             for array in self._arrays
             for start in range(0, len(array), BLOCK)
         )
-        for index, (view, block) in enumerate(zip(views, self._blocks, strict=True)):
-            yield view, block[2]
-            self._board[_TOKEN + index] = 1
-            self.give_back()
+        for index, view in enumerate(views):
+            yield view, self._blocks[index][2]
+            self._forget(index)
+
+    def _forget(self, index: int) -> None:
+        if self._apart:
+            address, size, _ = self._blocks[index]
+            _forget(address, size)
 
 
 def _forget(start: int, size: int) -> None:

@@ -40,9 +40,12 @@ if TYPE_CHECKING:
 ALIGNMENT = 64  # bytes; what vector units like
 CHUNK = 16 << 20
 _HEADER, _FAULTS, _SEND, _LEND = range(4)  # the last two are asked of the loader
-_GONE = "its process ended while its data was copied"
+_GONE = (
+    "its process ended while its data was copied; where that was for want of memory, "
+    "ask for more, or let it map files (mapped = true)"
+)
 LEND_SECONDS = 0.002  # between two looks at what may be given back
-Header = tuple[bytes, tuple[int, ...], Mapping[str, int], Loan]
+Header = tuple[bytes, tuple[int, ...], Mapping[str, int], Loan | None]
 
 
 class _Pickler(pickle.Pickler):
@@ -224,7 +227,7 @@ def _fill_from(
     leaders: Comm | None,
     window: memoryview,
     source: _Loader | None,
-    loan: Loan,
+    loan: Loan | None,
 ) -> str:
     """Fill the windows of all nodes; return what is wrong.
 
@@ -232,17 +235,18 @@ def _fill_from(
     the root gets it sent.
     """
     near = bool(node.bcast(source is not None))
-    lent = near and loan.is_coarse and node.all_true(loan.can_be_read())
+    lent = near and loan is not None and node.all_true(loan.can_be_read())
     reason = ""
     if source is not None:
         source.begin(_LEND if lent else _SEND)
-    if lent:
+    if loan is not None and lent:
         try:
             loan.read_into(window, node.rank, node.size)
         except ProcessLookupError:
             reason = _GONE
         except OSError as error:
-            reason = f"left memory that cannot be read: {error.strerror}"
+            why = error.strerror
+            reason = f"returned memory that cannot be copied ({why}); return copies"
         node.barrier()
     return _fill(window, None if lent else source, leaders) or reason
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ Everyone = Callable[[Any], list[Any]]
 
 pytestmark = pytest.mark.mpi
 LOADERS = """
+import ctypes
+import mmap
 import os
 import signal
 from dataclasses import dataclass
@@ -73,6 +77,18 @@ def generates(size):
 
 def exits(size):
     os._exit(9)
+
+
+def guarded(size):
+    memory = mmap.mmap(-1, 3 * mmap.PAGESIZE)
+    array = np.frombuffer(memory, np.uint8)
+    middle = ctypes.c_void_p(array.ctypes.data + mmap.PAGESIZE)
+    ctypes.CDLL(None).mprotect(middle, ctypes.c_size_t(mmap.PAGESIZE), 0)
+    return array
+
+
+def load_much(size):
+    return np.full(size, 7, np.uint8)
 
 
 def is_killed(size):
@@ -246,6 +262,82 @@ def test_a_loader_that_is_killed_while_it_is_copied_is_told_on_all_ranks(
     assert [type(error) for error in errors] == [SpecError] * comm.size
     for error in errors:
         assert "its process ended while its data was copied" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "words"),
+    [(0, "memory that cannot be copied (Bad address)"), (1 << 40, "its process ended")],
+)
+def test_memory_that_cannot_be_read_is_told_on_all_ranks(
+    comm: mpi.Comm,
+    everyone: Everyone,
+    load: Load,
+    coarse: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loan, "COARSE", coarse)
+    errors = everyone(lambda: load("guarded", 1))
+    assert [type(error) for error in errors] == [SpecError] * comm.size
+    assert all(words in str(error) for error in errors)
+
+
+def test_what_a_slow_rank_copies_reaches_the_other_node(
+    comm: mpi.Comm, everyone: Everyone, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loan, "COARSE", 0)
+    monkeypatch.setattr(loan, "BLOCK", 1000)
+    copy = loan.Loan.read_into
+
+    def dawdle(self: loan.Loan, part: memoryview, first: int, step: int) -> None:
+        time.sleep(0.2 if first else 0)
+        copy(self, part, first, step)
+
+    monkeypatch.setattr(loan.Loan, "read_into", dawdle)
+    found = everyone(lambda: bool((load("load_much", 50_000, TwoNodes)() == 7).all()))
+    assert found == [True] * comm.size
+
+
+@pytest.mark.parametrize("how", ["lent", "sent"])
+def test_the_loader_gives_back_what_has_been_copied(
+    comm: mpi.Comm,
+    everyone: Everyone,
+    load: Load,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 32 << 20
+    monkeypatch.setattr(loan, "COARSE", 0 if how == "lent" else 1 << 40)
+    monkeypatch.setattr(window, "CHUNK", size // 2)
+    owner = loan.Loan if how == "lent" else window._Loader
+    copy = owner.read_into
+    drops: list[bool] = []
+
+    def weigh(self: Any, part: memoryview, *shares: int) -> None:
+        process = self.process if how == "lent" else self._pid
+        if comm.rank == 0 and not drops:
+            before = resident(process)
+            copy(self, part, *shares)
+            least = len(part) // 2 // (comm.size if how == "lent" else 1)
+            end = time.monotonic() + 10
+            while (low := before - resident(process) < least) and (
+                time.monotonic() < end
+            ):
+                time.sleep(0.01)
+            drops.append(not low)
+        else:
+            copy(self, part, *shares)
+
+    monkeypatch.setattr(owner, "read_into", weigh)
+    found = everyone(lambda: bool((load("load_much", size)() == 7).all()))
+    assert found == [True] * comm.size
+    assert comm.rank or drops == [True]
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process really has."""
+    fields = Path(f"/proc/{process}/statm").read_text().split()
+    return int(fields[1]) * mmap.PAGESIZE
 
 
 @pytest.mark.usefixtures("chunk", "way")
